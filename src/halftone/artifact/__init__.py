@@ -1,0 +1,47 @@
+"""A quantized denoiser in files: the schema, saving and loading through diffusers, checks. Specified in docs/artifact.md.
+
+Names are imported on first use: ``register`` is called by ``import halftone``, which must not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from halftone.artifact.diffusers_loader import HalftoneConfig, attach, described
+    from halftone.artifact.folder import check_folder
+    from halftone.artifact.pipeline import denoiser, load_pipeline, save_pipeline
+    from halftone.artifact.registration import register
+    from halftone.artifact.schema import Description
+    from halftone.artifact.accounting import sizes
+
+_ROOMS = {
+    "HalftoneConfig": "diffusers_loader",
+    "attach": "diffusers_loader",
+    "described": "diffusers_loader",
+    "check_folder": "folder",
+    "denoiser": "pipeline",
+    "load_pipeline": "pipeline",
+    "save_pipeline": "pipeline",
+    "register": "registration",
+    "Description": "schema",
+    "sizes": "accounting",
+}
+
+__all__ = [
+    "Description",
+    "HalftoneConfig",
+    "attach",
+    "check_folder",
+    "denoiser",
+    "described",
+    "load_pipeline",
+    "register",
+    "save_pipeline",
+    "sizes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)

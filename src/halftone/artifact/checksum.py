@@ -1,0 +1,39 @@
+"""One checksum over all tensors of a denoiser; whoever has the file can compute it with a few lines (docs/artifact.md)."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+
+# As safetensors writes them, so that the file alone is enough to compute the checksum.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def tensor_line(name: str, tensor: torch.Tensor) -> str:
+    """Return the line of one tensor: name, dtype, shape and the SHA-256 of its little-endian bytes in row-major order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    digest = hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    dtype = _DTYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    return f"{name} {dtype} [{','.join(map(str, tensor.shape))}] {digest}\n"
+
+
+def combined(lines: Mapping[str, str]) -> str:
+    """Return the checksum of tensors whose lines are given by name; their order does not matter."""
+    ordered = "".join(lines[name] for name in sorted(lines))
+    return "sha256:" + hashlib.sha256(ordered.encode()).hexdigest()
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return ``sha256:...`` over all ``tensors`` (a state dict)."""
+    return combined({name: tensor_line(name, tensor) for name, tensor in tensors.items()})

@@ -1,0 +1,283 @@
+"""How diffusers loads and saves a Halftone denoiser: a quantization config and a quantizer, known to it by name.
+
+Only :mod:`halftone.artifact.registration` imports this file when diffusers itself is being imported, so nothing here may
+import diffusers' models at module level: what needs the models is imported where it is used.
+"""
+
+import json
+import weakref
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import nn
+
+from halftone.artifact.checksum import combined, tensor_line
+from halftone.artifact.schema import METHOD, Description, parse, to_json
+from halftone.foundation.errors import ArtifactError, ConfigError, OutputError
+
+
+class HalftoneMethod(str, Enum):  # noqa: UP042 - as diffusers' own; the loader reads ``quant_method.value``
+    """The name of this quantization method."""
+
+    HALFTONE = METHOD
+
+
+class HalftoneConfig(QuantizationConfigMixin):
+    """``quantization_config`` of a denoiser; :attr:`description` is what it says."""
+
+    def __init__(self, description: Description) -> None:
+        self.quant_method = HalftoneMethod.HALFTONE
+        self.description = description
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Read the JSON strictly; see :func:`halftone.artifact.schema.parse`."""
+        config = cls(parse(config_dict))
+        return (config, kwargs) if return_unused_kwargs else config
+
+    @property
+    def modules_to_not_convert(self) -> list[str]:
+        """Paths of the linears and convolutions that stay float."""
+        return list(self.description.ignore)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON."""
+        return to_json(self.description)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the JSON: nothing in it has a default."""
+        return self.to_dict()
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self.to_dict().items())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.description.schemes)} quantized layers)"
+
+
+class _Owner:
+    """A weak reference to a model, held by the model's own quantizer; a copy of the model gets one to the copy."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._reference = weakref.ref(model) if model is not None else None
+
+    def __call__(self) -> nn.Module | None:
+        return self._reference() if self._reference is not None else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Owner":
+        # Copied alone, the quantizer stays with the model it knows.
+        return _Owner(memo.get(id(self()), self()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Owner, (self(),))
+
+
+class HalftoneQuantizer(DiffusersQuantizer):
+    """Loads and saves denoisers with quantized layers.
+
+    Loading: layers get empty packed tensors on the meta device, so float weights never exist. Every tensor then comes
+    through :meth:`create_quantized_param`, which hashes it as it is in the file and keeps scales in float32 whatever
+    dtype was asked for. Saving: the description is made anew from the layers, so that it is true whatever happened to
+    them since.
+    """
+
+    requires_calibration = True  # `from_pretrained` of a float model with this config is refused
+    use_keep_in_fp32_modules = True  # honour the architecture's own list
+
+    def __init__(self, quantization_config: HalftoneConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._owner = _Owner()
+        self._lines: dict[str, str] = {}
+
+    # Loading, in the order of the calls.
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise ConfigError("device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk.")
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: Any) -> list[str]:
+        files = checkpoint_files if isinstance(checkpoint_files, list | tuple) else []
+        for file in files:
+            if isinstance(file, str | Path) and Path(file).suffix != ".safetensors":
+                raise ArtifactError(str(file), "weights in safetensors", Path(file).suffix, "Pickle is not read.")
+        return loaded_keys
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        from halftone.artifact.structure import prepare
+
+        self._lines = {}
+        prepare(model, self.quantization_config.description)
+
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        if missing_keys:
+            raise ArtifactError(type(model).__name__, "every tensor in the file", _without(missing_keys))
+        return missing_keys
+
+    def check_if_quantized_param(self, *args: Any, **kwargs: Any) -> bool:
+        return True  # float tensors too: all of them are hashed
+
+    def check_quantized_param_shape(self, param_name: str, current_param: torch.Tensor, loaded_param: torch.Tensor) -> bool:
+        if current_param.shape != loaded_param.shape:
+            raise ArtifactError(f"tensor '{param_name}'", str(list(current_param.shape)), str(list(loaded_param.shape)))
+        return True
+
+    def create_quantized_param(
+        self,
+        model: nn.Module,
+        param_value: torch.Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: dict[str, torch.Tensor],
+        unexpected_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put one tensor in place. ``param_value`` has been cast already; ``state_dict`` holds what the file holds."""
+        stored = state_dict[param_name]
+        self._lines[param_name] = tensor_line(param_name, stored)
+        path, _, leaf = param_name.rpartition(".")
+        owner = model.get_submodule(path)
+        if _is_exact(owner, leaf):
+            expected = getattr(owner, leaf).dtype
+            if stored.dtype != expected:
+                raise ArtifactError(f"tensor '{param_name}'", str(expected), str(stored.dtype))
+            param_value = stored
+        # A copy: tensors of the file are windows on it, and would change or vanish with it.
+        value = param_value.to(target_device, copy=True)
+        if leaf in owner._parameters:
+            old = owner._parameters[leaf]
+            grad = old is not None and old.requires_grad and value.is_floating_point()
+            owner._parameters[leaf] = nn.Parameter(value, requires_grad=grad)
+        else:
+            owner._buffers[leaf] = value
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        lines, self._lines = self._lines, {}
+        missing = [name for name in model.state_dict() if name not in lines]
+        if missing:
+            raise ArtifactError(type(model).__name__, "every tensor to be loaded", _without(missing))
+        found, expected = combined(lines), self.quantization_config.description.checksum
+        if found != expected:
+            fix = "The weights are damaged or belong to another config.json: get the files again."
+            raise ArtifactError(f"weights of {type(model).__name__}", f"checksum {expected}", found, fix)
+        _check_numbers(model)
+        self._owner = _Owner(model)
+        return model
+
+    # Saving.
+
+    @property
+    def is_serializable(self) -> bool:
+        """True; asked once at the start of ``save_pretrained``, and the moment to describe the layers as they are now.
+
+        Raises:
+            OutputError: adapters are attached or a layer is still being calibrated.
+        """
+        model = self._owner()
+        if model is not None:
+            self.refresh(model)
+        return True
+
+    def refresh(self, model: nn.Module) -> None:
+        """Describe ``model`` anew, with the provenance of the description so far, and put that into its config."""
+        from halftone.artifact.structure import describe
+
+        old = self.quantization_config.description
+        new = describe(model, old.recipe, old.trajectory, old.notes, old.producer)
+        self.adopt(model, new)
+
+    def adopt(self, model: Any, description: Description) -> None:
+        """Make this the quantizer of ``model``, which ``description`` describes."""
+        parse(to_json(description))  # what is written can be read
+        self.quantization_config = HalftoneConfig(description)
+        self._owner = _Owner(model)
+        model.hf_quantizer = self
+        model.is_quantized = True
+        model.quantization_method = HalftoneMethod.HALFTONE
+        model.register_to_config(quantization_config=self.quantization_config)
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        if not safe_serialization:
+            raise OutputError("save_pretrained", "safe_serialization=True", "False", "Pickle is not written.")
+        return state_dict, {}
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def attach(
+    denoiser: nn.Module,
+    recipe: dict[str, Any],
+    trajectory: dict[str, Any] | None = None,
+    notes: dict[str, Any] | None = None,
+) -> HalftoneConfig:
+    """Let diffusers know that ``denoiser`` was quantized in place, so that its ``save_pretrained`` writes the artifact.
+
+    From then on, as for every quantized diffusers model, ``denoiser.to(dtype)``, ``.half()`` and ``.float()`` raise;
+    moving it to another device works.
+
+    Args:
+        denoiser: a diffusers model that holds quantized layers.
+        recipe: the resolved recipe.
+        trajectory: the identity of the calibration trajectory.
+        notes: anything else to keep, for example trials. All three are stored as JSON.
+
+    Raises:
+        OutputError: nothing is quantized, adapters are attached, or a layer is still being calibrated.
+        ConfigError: not a diffusers model.
+    """
+    from halftone.artifact.structure import describe
+
+    if not hasattr(denoiser, "register_to_config"):
+        raise ConfigError("denoiser", "a diffusers model", type(denoiser).__name__)
+    description = describe(denoiser, recipe, trajectory, notes)
+    HalftoneQuantizer(HalftoneConfig(description)).adopt(denoiser, description)
+    return denoiser.hf_quantizer.quantization_config  # type: ignore[union-attr,return-value]
+
+
+def described(denoiser: nn.Module) -> Description | None:
+    """Return what a denoiser that was loaded or attached says about itself (recipe, trajectory ...), or None if float."""
+    quantizer = getattr(denoiser, "hf_quantizer", None)
+    return quantizer.quantization_config.description if isinstance(quantizer, HalftoneQuantizer) else None
+
+
+def _is_exact(owner: nn.Module, leaf: str) -> bool:
+    """Return whether this tensor is a code, scale or zero point, which no dtype may change."""
+    from halftone.nn import AttentionOperands, QuantizedLayer
+
+    if isinstance(owner, QuantizedLayer):
+        return owner.scheme is not None and leaf != "bias"
+    return isinstance(owner, AttentionOperands)
+
+
+def _check_numbers(model: nn.Module) -> None:
+    """Refuse what no quantizer writes: scales that are not positive numbers, zero points off the grid."""
+    for name, buffer in model.named_buffers():
+        path, _, leaf = name.rpartition(".")
+        owner: Any = model.get_submodule(path)
+        if not _is_exact(owner, leaf):
+            continue
+        if leaf.endswith("_scale") and not bool((torch.isfinite(buffer) & (buffer > 0)).all()):
+            raise ArtifactError(f"tensor '{name}'", "finite positive scales", "others")
+        if leaf.endswith("_zero_point"):
+            site = leaf.removesuffix("_zero_point")
+            bits = (owner.scheme.weight if site == "weight" else owner.site_specs[site]).bits
+            if int(buffer.max()) >= 2**bits:
+                raise ArtifactError(f"tensor '{name}'", f"zero points below {2**bits}", str(int(buffer.max())))
+
+
+def _without(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return f"none for {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+

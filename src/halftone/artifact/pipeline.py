@@ -1,0 +1,104 @@
+"""Whole pipelines: loading with clear errors, saving all or nothing, finding the denoiser."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from halftone.artifact.folder import INDEX, check_folder
+from halftone.artifact.registration import register
+from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError
+from halftone.foundation.files import staged_folder
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+# In the order in which pipelines with several are asked.
+_DENOISERS = ("unet", "transformer", "prior", "decoder")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def load_pipeline(source: str | Path, **kwargs: Any) -> "DiffusionPipeline":
+    """Return the diffusers pipeline at ``source``, float or quantized: ``DiffusionPipeline.from_pretrained`` with errors
+    that say where, what was expected, what was found and what to do.
+
+    A folder is checked before anything in it is loaded. ``dtype`` is understood whatever the version of diffusers.
+
+    Args:
+        source: a folder or a hub id.
+        kwargs: for ``from_pretrained``.
+
+    Raises:
+        ConfigError: no such folder or model, or not a pipeline.
+        ArtifactError: a Halftone artifact that is damaged, foreign, newer than this program, or unsafe.
+    """
+    register()
+    folder = Path(source)
+    if not folder.is_dir():
+        _refuse_path(str(source), folder)
+        return _load(str(source), ConfigError, "a pipeline on the hub that can be reached", kwargs)
+    if check_folder(folder):
+        kwargs.setdefault("use_safetensors", True)
+        return _load(str(source), ArtifactError, "a pipeline that diffusers can load", kwargs)
+    return _load(str(source), ConfigError, "a pipeline that diffusers can load", kwargs)
+
+
+def _refuse_path(source: str, path: Path) -> None:
+    if path.exists():
+        raise ConfigError(source, f"a pipeline folder with {INDEX}", "a file")
+    if not _HUB_ID.fullmatch(source):
+        raise ConfigError(source, "a pipeline folder or a hub id (owner/name)", "neither")
+
+
+def _load(source: str, failure: type[HalftoneError], expected: str, kwargs: dict[str, Any]) -> "DiffusionPipeline":
+    from diffusers import DiffusionPipeline
+    from diffusers.pipelines import pipeline_utils
+
+    if "dtype" in kwargs and not hasattr(pipeline_utils, "_resolve_dtype"):
+        kwargs["torch_dtype"] = kwargs.pop("dtype")  # the older name
+    try:
+        return DiffusionPipeline.from_pretrained(source, **kwargs)
+    except HalftoneError:
+        raise
+    except Exception as error:  # whatever diffusers, the hub client or a component's library raises
+        lines = str(error).strip().splitlines() or [""]
+        raise failure(source, expected, f"{type(error).__name__}: {lines[0][:300]}") from error
+
+
+def denoiser(pipe: "DiffusionPipeline") -> tuple[str, nn.Module]:
+    """Return name and module of the component that is called at each sampling step.
+
+    Raises:
+        ConfigError: the pipeline has none that is known.
+    """
+    components = pipe.components
+    for name in _DENOISERS:
+        if isinstance(components.get(name), nn.Module):
+            return name, components[name]
+    known = ", ".join(_DENOISERS)
+    raise ConfigError(type(pipe).__name__, f"a component {known}", ", ".join(sorted(components)) or "no component")
+
+
+def save_pipeline(pipe: "DiffusionPipeline", folder: str | Path, overwrite: bool = False) -> Path:
+    """Write ``pipe`` to ``folder``, wholly or not at all, and return the folder.
+
+    As ``pipe.save_pretrained``, but without ``_name_or_path``, which is a path of the machine that loaded the model: so
+    saving, loading and saving again gives the same bytes.
+
+    Raises:
+        OutputError: the folder exists and may not be overwritten, the disk is full, no permission, or the model is not
+            in a state to be saved (see :func:`halftone.artifact.attach`).
+    """
+    with staged_folder(folder, overwrite) as stage:
+        pipe.save_pretrained(stage)
+        for file in (stage / INDEX, *stage.glob("*/*config.json")):
+            _forget_origin(file)
+    return Path(folder)
+
+
+def _forget_origin(file: Path) -> None:
+    data = json.loads(file.read_bytes())
+    if data.pop("_name_or_path", None) is not None:
+        file.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,79 @@
+"""Checks of safetensors files that read their headers only, so that a damaged file has a clear error before it is loaded."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halftone.foundation.errors import ArtifactError
+
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
+_BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
+_BITS |= {"I64": 64, "U64": 64, "F64": 64, "C64": 64}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a file: dtype as safetensors names it, shape, bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """Return the tensors of a safetensors file by name, without reading them.
+
+    Raises:
+        ArtifactError: truncated, longer than its header says, or not a safetensors file.
+    """
+    try:
+        length = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            size = int.from_bytes(start, "little")
+            if len(start) < 8 or size > min(_LONGEST_HEADER, length - 8):
+                raise ArtifactError(str(path), "a whole safetensors file", f"{length} bytes that do not hold its header")
+            header = json.loads(file.read(size))
+    except OSError as error:
+        raise ArtifactError(str(path), "a readable file", error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(str(path), "a safetensors header", "bytes that are not JSON") from error
+    if not isinstance(header, dict):
+        raise ArtifactError(str(path), "a safetensors header", type(header).__name__)
+    stored = {name: _entry(path, name, data) for name, data in header.items() if name != "__metadata__"}
+    _check_offsets(path, header, length - 8 - size)
+    return stored
+
+
+def _entry(path: Path, name: str, data: Any) -> Stored:
+    where = f"{path}: tensor '{name[:200]}'"
+    if not isinstance(data, dict) or data.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ArtifactError(where, "dtype, shape and data_offsets", "something else")
+    shape, offsets = data["shape"], data["data_offsets"]
+    if data["dtype"] not in list(_BITS):
+        raise ArtifactError(where, "a known dtype", repr(data["dtype"])[:80])
+    if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
+        raise ArtifactError(where, "a shape and two offsets of whole numbers", "something else")
+    size = math.prod(shape) * _BITS[data["dtype"]] // 8
+    if offsets[1] - offsets[0] != size:
+        raise ArtifactError(where, "as many bytes as its shape needs", "another number")
+    return Stored(data["dtype"], tuple(shape), size)
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) < 64 and all(type(n) is int and 0 <= n < 2**48 for n in value)
+
+
+def _check_offsets(path: Path, header: dict[str, Any], length: int) -> None:
+    spans = sorted(tuple(data["data_offsets"]) for name, data in header.items() if name != "__metadata__")
+    end = 0
+    for start, stop in spans:
+        if start != end:
+            raise ArtifactError(str(path), "tensors one after the other", "a gap or an overlap")
+        end = stop
+    if end != length:
+        got = f"{length} (the file is truncated)" if length < end else f"{length}"
+        raise ArtifactError(str(path), f"{end} bytes of tensors", got, "Get the file again.")

@@ -1,0 +1,160 @@
+"""Record a trajectory: one hook on the denoiser while the float pipeline samples, so that any pipeline serves."""
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from halftone.calibrate.sampling import batches, denoiser, protocol, quiet
+from halftone.calibrate.select_contract import AbstractSelect
+from halftone.calibrate.trajectory import Trajectory
+from halftone.foundation.errors import CalibrationError
+from halftone.foundation.progress import Progress
+from halftone.foundation.seeds import generator
+
+
+class _Stop(Exception):
+    """Raised by the hook once everything wanted from this batch has been seen."""
+
+
+class _Hook:
+    """Keeps the rows that are wanted of each call. The call index is counted here, per pipeline call, from 0."""
+
+    def __init__(self, wanted: dict[int, int]) -> None:
+        self.wanted, self.last = wanted, max(wanted)
+        self.kept: dict[int, list[tuple[tuple, dict]]] = {index: [] for index in wanted}
+        self.missing = dict(wanted)
+        self.index = 0
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        left = self.missing.get(self.index, 0)
+        if left:
+            rows = max(leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if _is_batched(leaf))
+            take = min(left, rows)
+            # A copy: schedulers may reuse the memory. One timestep for the whole batch becomes one for each row.
+            row = lambda leaf: _rows(leaf, rows)[:take].detach().to("cpu", copy=True)  # noqa: E731
+            tree = pytree.tree_map(lambda leaf: row(leaf) if isinstance(leaf, torch.Tensor) else leaf, (args, kwargs))
+            self.kept[self.index].append(tree)
+            self.missing[self.index] = left - take
+        self.index += 1
+        if self.index > self.last:
+            raise _Stop
+
+
+def _is_batched(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
+
+
+def _rows(leaf: torch.Tensor, rows: int) -> torch.Tensor:
+    return leaf.reshape(1).expand(rows) if leaf.numel() == 1 and leaf.ndim <= 1 else leaf
+
+
+def count_calls(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any]) -> int:
+    """Return the number of denoiser calls of one sampling; some samplers call more than once in a step."""
+    seen = 0
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal seen
+        seen += 1
+
+    handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with quiet(pipe), torch.no_grad():
+            pipe(**arguments, num_inference_steps=steps, output_type="np")
+    finally:
+        handle.remove()
+    return seen
+
+
+def record(
+    pipe: DiffusionPipeline,
+    select: AbstractSelect,
+    samples: int,
+    steps: int,
+    seed: int,
+    batch: int = 32,
+    progress: Progress | None = None,
+    each: Mapping[str, Sequence[Any]] | None = None,
+    **call: Any,
+) -> Trajectory:
+    """Sample with the float pipeline and return ``samples`` of its denoiser's inputs.
+
+    Args:
+        select: which calls the samples come from.
+        steps: ``num_inference_steps`` of the sampler.
+        each: pipeline arguments with one value a trajectory, such as prompts; taken again from the start when they run out.
+        call: further pipeline arguments (``eta``, ``guidance_scale``).
+
+    Raises:
+        CalibrationError: no samples asked for, or inputs that are NaN or constant.
+    """
+    if samples < 1 or steps < 1:
+        raise CalibrationError("calibration", "at least one sample and one step", f"{samples} samples, {steps} steps")
+    first = next(batches(pipe, 1, seed, 1, {k: list(v)[:1] for k, v in (each or {}).items()}, call))
+    calls = count_calls(pipe, steps, first)
+    chosen = select.choose(calls, samples, generator(seed, "calibration", "select"))
+    wanted = dict(sorted(Counter(chosen.tolist()).items()))
+    hook = _Hook(wanted)
+    most = max(wanted.values())
+    repeated = {k: [v[i % len(v)] for i in range(most)] for k, v in (each or {}).items()}
+    handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
+    task = (progress or Progress(enabled=False)).task("recording calls", sum(wanted.values()), "samples")
+    try:
+        with task, quiet(pipe), torch.no_grad():
+            for arguments in batches(pipe, most, seed, batch, repeated, call, "calibration"):
+                before, hook.index = sum(hook.missing.values()), 0
+                try:
+                    pipe(**arguments, num_inference_steps=steps, output_type="np")
+                except _Stop:
+                    pass
+                task.advance(before - sum(hook.missing.values()))
+                if not any(hook.missing.values()):
+                    break
+    finally:
+        handle.remove()
+    facts = {k: v for k, v in asdict(protocol(pipe, most, steps, seed, batch, **call)).items() if k in _IDENTITY}
+    identity = {
+        **facts,
+        "scheduler_config": _plain_config(pipe.scheduler),
+        "calls": calls,
+        "select": {"name": type(select).__name__.lower(), **asdict(select)},  # type: ignore[call-overload]
+        "samples": samples,
+        "arguments": {k: v for k, v in call.items() if isinstance(v, (str, int, float, bool))},
+    }
+    trajectory = _join(hook, wanted, identity)
+    trajectory.check()
+    return trajectory
+
+
+_IDENTITY = ("pipeline", "scheduler", "steps", "eta", "seed", "dtype")
+
+
+def _plain_config(scheduler: Any) -> dict[str, Any]:
+    """Return the scheduler's settings that JSON can hold, without bookkeeping."""
+    kept = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
+    return {k: v for k, v in kept.items() if isinstance(v, (str, int, float, bool)) or v is None}
+
+
+def _join(hook: _Hook, wanted: dict[int, int], identity: dict[str, Any]) -> Trajectory:
+    trees = [tree for index in wanted for tree in hook.kept[index]]
+    if not trees:
+        raise CalibrationError("calibration", "denoiser calls", "none")
+    leaves = [pytree.tree_leaves(tree) for tree in trees]
+    spec = pytree.tree_structure(trees[0])
+    joined = [
+        torch.cat(column) if isinstance(column[0], torch.Tensor) else column[0] for column in zip(*leaves, strict=True)
+    ]
+    args, kwargs = pytree.tree_unflatten(joined, spec)
+    calls = torch.tensor([index for index, count in wanted.items() for _ in range(count)])
+    return Trajectory(args, kwargs, calls, identity)
+
+
+def accepts(pipe: DiffusionPipeline, name: str) -> bool:
+    """Return whether calling the pipeline with the argument ``name`` is possible."""
+    return name in inspect.signature(type(pipe).__call__).parameters

@@ -1,0 +1,47 @@
+"""Where a walk keeps activations: in memory up to a bound, beyond it in memory-mapped files."""
+
+import itertools
+from pathlib import Path
+
+import torch
+
+
+class Store:
+    """Hands back a tensor's equal, held in memory or on disk.
+
+    Args:
+        memory: bytes kept in memory at most; None for no bound.
+        folder: where spilled tensors go; each is one file, removed when the last user lets go of the tensor (the file is unlinked
+            at once, so a killed process leaves nothing behind).
+        dtype: what activations are kept in; bfloat16 halves the space.
+    """
+
+    def __init__(self, memory: int | None, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.memory, self.folder, self.dtype = memory, folder, dtype
+        self.used = 0
+        self.spilled = 0
+        self._numbers = itertools.count()
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor with the values of ``tensor`` (rounded to the store's dtype); may live in a mapped file."""
+        value = tensor.detach()
+        if value.is_floating_point() and value.dtype != self.dtype:
+            value = value.to(self.dtype)
+        size = value.numel() * value.element_size()
+        if self.memory is None or self.used + size <= self.memory or size < 4096:
+            self.used += size
+            return value
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{next(self._numbers)}.bin"
+        mapped = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype).view(value.shape)
+        mapped.copy_(value)
+        path.unlink()
+        self.spilled += size
+        # The mapping keeps the bytes; its owner is told apart from memory by this mark.
+        mapped._halftone_spilled = True  # type: ignore[attr-defined]
+        return mapped
+
+    def release(self, tensor: torch.Tensor) -> None:
+        """Tell the store that a kept tensor is no longer needed."""
+        if not getattr(tensor, "_halftone_spilled", False):
+            self.used -= tensor.numel() * tensor.element_size()

@@ -1,0 +1,162 @@
+"""Walk a model block by block, carrying activations from one block to the next.
+
+For every reconstruction unit, in execution order, :class:`Walk` yields the inputs the unit sees in the float model and in the model
+quantized so far, and the float outputs. The method changes the unit; the walk then moves on with what the changed unit puts out.
+Nothing is computed twice: the prefix of the network is never run again (compare research/qdiffusion 1.3, "Caching").
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from halftone.calibrate.store import Store
+from halftone.calibrate.trajectory import Trajectory
+from halftone.foundation.errors import CalibrationError
+from halftone.models.quant_model import QuantModel
+from halftone.models.tape import Entry, fill, pairs, record
+
+Environment = dict[int, torch.Tensor]
+FLOAT, QUANTIZED = 0, 1
+
+
+@dataclass
+class Unit:
+    """One reconstruction unit with its data.
+
+    Attributes:
+        path, module: the unit.
+        layers: paths of the planned layers at or inside it.
+        calls: by stream, one ``(args, kwargs)`` per batch. ``FLOAT`` is what the float model feeds it, ``QUANTIZED`` what the model
+            quantized so far does.
+        targets: one output tree per batch, of the float unit on float inputs.
+    """
+
+    path: str
+    module: nn.Module
+    layers: list[str]
+    calls: tuple[list[tuple[tuple, dict]], list[tuple[tuple, dict]]]
+    targets: list[Any]
+    batch: int
+
+    def __len__(self) -> int:
+        return len(self.targets) * self.batch
+
+    def minibatch(self, stream: int, index: torch.Tensor) -> tuple[tuple, dict, torch.Tensor]:
+        """Return ``(args, kwargs, target)`` for the samples at ``index`` ``[b]``, in float32."""
+        where = [(int(i) // self.batch, int(i) % self.batch) for i in index]
+        trees = [(self.calls[stream][b], self.targets[b]) for b, _ in where]
+        leaves = [pytree.tree_leaves(tree) for tree in trees]
+        joined = []
+        for column in zip(*leaves, strict=True):
+            if isinstance(column[0], torch.Tensor) and column[0].ndim and column[0].shape[0] == self.batch:
+                rows = torch.stack([leaf[row] for leaf, (_, row) in zip(column, where, strict=True)])
+                joined.append(rows.float() if rows.is_floating_point() else rows)
+            else:
+                joined.append(column[0])
+        (args, kwargs), target = pytree.tree_unflatten(joined, pytree.tree_structure(trees[0]))
+        return args, kwargs, first_tensor(target)
+
+
+def first_tensor(tree: Any) -> torch.Tensor:
+    """Return the first tensor of an output tree: what a unit's error is measured on."""
+    return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+
+
+def _as_float(tree: Any) -> Any:
+    return pytree.tree_map(
+        lambda leaf: leaf.float() if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bfloat16 else leaf, tree
+    )
+
+
+class Walk:
+    """Iterate over the units of ``model`` in execution order.
+
+    Args:
+        data: the calibration samples; all of them are carried along.
+        batch: samples a forward.
+        store: keeps the activations.
+        quantized: also carry the stream of the model as quantized so far. Without it ``Unit.calls[QUANTIZED]`` is the float one.
+    """
+
+    def __init__(self, model: QuantModel, data: Trajectory, batch: int, store: Store, quantized: bool = True) -> None:
+        self.model, self.store, self.batch = model, store, min(batch, len(data))
+        self.indices = data.batches(self.batch)
+        self.data = data
+        self.streams = (FLOAT, QUANTIZED) if quantized else (FLOAT,)
+        args, kwargs = data.rows(self.indices[0])
+        with model.in_float():
+            self.tape = record(model.module, model.architecture.is_unit, args, kwargs)
+
+    def __len__(self) -> int:
+        return len(self.tape.units())
+
+    def __iter__(self) -> Iterator[Unit]:
+        environments: list[list[Environment]] = [[] for _ in self.indices]
+        for b, index in enumerate(self.indices):
+            start = dict(pairs((self.tape.args, self.tape.kwargs), self.data.rows(index)))
+            environments[b] = [dict(start) for _ in self.streams]
+        for entry in self.tape.entries:
+            if entry.is_unit:
+                yield from self._unit(entry, environments)
+            else:
+                with torch.no_grad():
+                    for batch in environments:
+                        self._glue(entry, batch)
+            for batch in environments:
+                self._forget(entry, batch)
+        self._check(environments)
+
+    def _glue(self, entry: Entry, batch: list[Environment]) -> None:
+        done: dict[tuple, Any] = {}
+        for environment in batch:
+            read = tuple(id(environment[i]) for i in sorted(entry.reads()))
+            if read not in done:  # both streams are one until the first quantized unit
+                args, kwargs = _as_float(fill((entry.args, entry.kwargs), environment.__getitem__))
+                out = entry.target(*args, **kwargs)  # type: ignore[operator]
+                done[read] = {i: self.store.keep(value) for i, value in pairs(entry.out, out)}
+            environment.update(done[read])
+
+    def _unit(self, entry: Entry, environments: list[list[Environment]]) -> Iterator[Unit]:
+        path = str(entry.target)
+        module = self.model.module.get_submodule(path)
+        calls: list[list[tuple[tuple, dict]]] = [
+            [fill((entry.args, entry.kwargs), batch[stream].__getitem__) for batch in environments]
+            for stream in self.streams
+        ]
+        with torch.no_grad(), self.model.in_float(path):
+            targets = [self._run(module, call) for call in calls[FLOAT]]
+        kept = []
+        for batch, target in zip(environments, targets, strict=True):
+            values = {i: self.store.keep(value) for i, value in pairs(entry.out, target)}
+            batch[FLOAT].update(values)
+            kept.append(fill(entry.out, values.__getitem__))
+        del targets
+        last = calls[-1]
+        yield Unit(path, module, self.model.layers_in(path), (calls[FLOAT], last), kept, self.batch)
+        if QUANTIZED in self.streams:
+            with torch.no_grad():
+                for batch, call in zip(environments, calls[QUANTIZED], strict=True):
+                    out = self._run(module, call)
+                    batch[QUANTIZED].update({i: self.store.keep(value) for i, value in pairs(entry.out, out)})
+
+    @staticmethod
+    def _run(module: nn.Module, call: tuple[tuple, dict]) -> Any:
+        args, kwargs = _as_float(call)
+        return module(*args, **kwargs)
+
+    def _forget(self, entry: Entry, batch: list[Environment]) -> None:
+        for index in entry.last_used:
+            gone = {id(e[index]): e.pop(index) for e in batch if index in e}
+            for tensor in gone.values():
+                self.store.release(tensor)
+
+    def _check(self, environments: list[list[Environment]]) -> None:
+        for batch in environments:
+            for environment in batch:
+                for value in environment.values():
+                    if value.is_floating_point() and not torch.isfinite(value).all():
+                        raise CalibrationError("walk", "finite outputs", "NaN or infinity")

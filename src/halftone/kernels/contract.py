@@ -1,0 +1,81 @@
+"""The contract of a kernel: ``(op, weight format, activation format, granularity) -> refusal or call``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from halftone.formats import AbstractFormat, Affine
+
+Prepared = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a layer computes, without its numbers.
+
+    Attributes:
+        segments: sizes of the input-channel groups with scales of their own; they add up to ``in_channels``.
+        input_format: None when the activations stay float (weight-only).
+        padding: as ``torch.nn.Conv2d`` keeps it (a pair, or ``"same"``/``"valid"``); zeros are padded unless ``padding_mode`` says else.
+    """
+
+    kind: Literal["linear", "conv2d"]
+    in_channels: int
+    out_channels: int
+    segments: tuple[int, ...]
+    weight_format: AbstractFormat
+    input_format: AbstractFormat | None
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | str = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    padding_mode: str = "zeros"
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The numbers of a layer.
+
+    Attributes:
+        codes: uint8 ``[out, in / groups, *kernel]`` (linear: ``[out, in]``), unpacked.
+        weight: affine ``[S, out]``.
+        input: affine ``[S]``, or None (weight-only).
+        bias: float ``[out]`` or None.
+    """
+
+    codes: torch.Tensor
+    weight: Affine
+    input: Affine | None
+    bias: torch.Tensor | None
+
+
+class AbstractKernel(ABC):
+    """One way to compute a quantized layer. A file of ``kernels/library`` defines one, named after the file.
+
+    Class attributes:
+        engine: the engine that may use it (``simulate`` or ``torch`` ...).
+        preference: among kernels that do not refuse, the highest runs.
+        arithmetic: ``integer`` (codes are multiplied), ``float`` (weights unpacked to float: exact for weight-only layers), or
+            ``simulated`` (float arithmetic in place of an integer kernel).
+        tolerance: greatest difference from the reference, relative to the largest reference output of the call.
+    """
+
+    engine: ClassVar[str]
+    preference: ClassVar[int]
+    arithmetic: ClassVar[Literal["integer", "float", "simulated"]]
+    tolerance: ClassVar[float]
+
+    @abstractmethod
+    def refusal(self, operation: Operation, operands: Operands) -> str | None:
+        """Return why this kernel cannot compute the layer on the operands' device, or None when it can."""
+
+    @abstractmethod
+    def prepare(self, operation: Operation, operands: Operands) -> Prepared:
+        """Return the call ``x -> y``: any float dtype in, the same dtype out; conv ``[N, C, H, W]``, linear ``[..., C]``.
+
+        Weights are packed here, once; the call allocates outputs and scratch only.
+        """

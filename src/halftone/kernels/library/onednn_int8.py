@@ -1,0 +1,373 @@
+"""Integer convolutions and linears on x86 CPUs, through the oneDNN operators that PyTorch ships.
+
+Inputs become uint8, weights are int8 (code minus zero point), sums are int32; one scale for each output channel is applied at the end.
+
+Traps of these operators: int8 inputs fall to a reference path thousands of times slower, so codes are always unsigned; the best
+layout of a convolution's weight depends on the input's *shape*, and one in another layout is silently reordered at every call; a
+linear drops empty axes from its output's shape; and on CPUs without VNNI pairs of products saturate at 16 bits, so wide weights are
+refused there.
+
+Not differentiable: the output is detached from the input.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.nn import functional as F
+
+from halftone.formats.kinds.integer import Integer
+from halftone.foundation.errors import KernelError
+from halftone.kernels.contract import AbstractKernel, Operands, Operation, Prepared
+from halftone.kernels.library.reference import float_call
+
+# Between 2**23 and 2**24 float32 holds exactly the integers, and the low byte of its bits counts them.
+_MAGIC = 1.5 * 2**23
+# Two products of a uint8 and an int8 of this size still fit into 16 bits.
+_NARROW = 64
+# Shapes remembered for each layer.
+_SHAPES = 32
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One segment: how its input becomes codes, and its packed weight.
+
+    Attributes:
+        factor: one over the input scale, negative when codes are counted from the other end (see :func:`_part`).
+        offset: what moves the product to where its low byte is the code.
+        top: the greatest code.
+        fit: from the shape of the codes to the weight packed for it.
+    """
+
+    start: int
+    stop: int
+    factor: float
+    offset: float
+    top: int
+    scale: float
+    zero_point: int
+    fit: Callable[[torch.Size], torch.Tensor]
+    weight_scale: torch.Tensor
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the uint8 codes of ``x`` (any float dtype), exactly as ``halftone.formats.affine`` defines them.
+
+        Adding a number of size 2**23 rounds half to even and leaves the code in the low byte, so four passes suffice. Measured on one
+        core for 32,768 and for 3,072 elements: 17 and 10 us; mul, round, add, clamp, to(uint8): 33 and 12 us (the float to uint8
+        conversion is the slow one); ``quantized_decomposed.quantize_per_tensor``: 52 us. ``torch.quantize_per_tensor`` takes 8 us, but
+        it is deprecated, and it fuses multiplication and addition: one code in 10**5 is off by one. So would ``torch.add(alpha=)``.
+        """
+        scaled = x.mul(self.factor) if x.dtype is torch.float32 else x.float().mul_(self.factor)
+        return scaled.add_(self.offset).clamp_(_MAGIC, _MAGIC + self.top).view(torch.int32).to(torch.uint8)
+
+
+class _ConvWeight:
+    """An int8 convolution weight in the layouts that the shapes met so far are computed with.
+
+    The operators reorder a weight in any other layout at every call: 10 ms for one 3x3 convolution of 384 to 192 channels that
+    itself takes 0.1 ms. One layout serves most shapes, and only layouts in use are kept.
+    """
+
+    def __init__(self, pack: Callable[[torch.Tensor, list[int] | None], torch.Tensor], weight: torch.Tensor) -> None:
+        self._pack = pack
+        self._newest = pack(weight, None)
+        self._by_shape: dict[torch.Size, torch.Tensor] = {}
+
+    def fit(self, shape: torch.Size) -> torch.Tensor:
+        """Return the weight packed for codes of ``shape``."""
+        found = self._by_shape.get(shape)
+        return self._add(shape) if found is None else found
+
+    def _add(self, shape: torch.Size) -> torch.Tensor:
+        # Unpacked again rather than kept in plain form: that would be another byte for each weight.
+        packed = self._pack(self._newest.to_dense(), list(shape))
+        for known in (self._newest, *self._by_shape.values()):
+            if _layout(known) == _layout(packed):
+                packed = known
+                break
+        if len(self._by_shape) >= _SHAPES:
+            self._by_shape.clear()
+        self._by_shape[shape] = self._newest = packed
+        return packed
+
+
+@dataclass(frozen=True)
+class OnednnInt8(AbstractKernel):
+    """u8 x s8 convolutions and linears; one operator call for each segment, accumulated in float32."""
+
+    engine: ClassVar[str] = "torch"
+    preference: ClassVar[int] = 20
+    arithmetic: ClassVar[Literal["integer", "float", "simulated"]] = "integer"
+    # Integer sums are exact; a few float32 roundings follow (1e-7 each). The rest is the reference's own: its float32 sums
+    # drift with their length (1e-6 at 4608 terms), and more where an output is small beside its terms.
+    tolerance: ClassVar[float] = 1e-5
+
+    def refusal(self, operation: Operation, operands: Operands) -> str | None:
+        if operands.codes.device.type != "cpu":
+            return f"runs on CPUs, the layer is on {operands.codes.device.type}"
+        reason = _shape_refusal(operation, operands) or _missing()
+        if reason is not None:
+            return reason
+        weight, reason = _integers(operation, operands)
+        if reason is not None:
+            return reason
+        assert operation.input_format is not None
+        if float(weight.abs().flatten(1).sum(1).max()) * 2**operation.input_format.bits >= 2**31:
+            return "sums may exceed 32 bits"
+        if not _works(False):
+            return "oneDNN int8 operators misbehave on this CPU"
+        if float(weight.abs().max()) > _NARROW and not _works(True):
+            return f"this CPU saturates products of weights beyond {_NARROW} (no VNNI)"
+        return None
+
+    def prepare(self, operation: Operation, operands: Operands) -> Prepared:
+        operation, margins = _resolved_padding(operation)
+        weight, reason = _integers(operation, operands)
+        if reason is not None:
+            raise KernelError("onednn_int8", "a layer it does not refuse", reason)
+        bias = None if operands.bias is None else operands.bias.float()
+        bounds = [sum(operation.segments[:n]) for n in range(len(operation.segments) + 1)]
+        parts = [_part(operation, operands, weight, index, *span) for index, span in enumerate(pairwise(bounds))]
+        first, more = _calls(operation, parts, bias)
+        empty = float_call(operation, torch.empty(operands.codes.shape), bias)
+        return _run(operation, parts, first, more, margins, empty)
+
+
+def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
+    """Return what about the layer's kind no oneDNN call serves."""
+    if operation.input_format is None or operands.input is None:
+        return "the layer's input is float (weight-only)"
+    for what, format in (("weight", operation.weight_format), ("input", operation.input_format)):
+        if not isinstance(format, Integer):
+            return f"{what} format {format.name} is not an integer of up to 8 bits"
+    if operation.padding_mode != "zeros":
+        return f"padding mode '{operation.padding_mode}'"
+    if len(operation.segments) > 1 and operation.groups > 1:
+        return "segments in a grouped convolution"
+    codes = operands.input.zero_point - operation.input_format.low
+    if not bool(((codes >= 0) & (codes < 2**operation.input_format.bits) & (codes == codes.round())).all()):
+        return "an input zero point is not on the grid"
+    if operands.codes.numel() == 0:
+        return "the layer has no weights"
+    return None
+
+
+def _integers(operation: Operation, operands: Operands) -> tuple[torch.Tensor, str | None]:
+    """Return the weight ``code - zero point`` as int16, and why it cannot be int8 (or None)."""
+    sizes = torch.tensor(operation.segments) if len(operation.segments) > 1 else torch.tensor([operands.codes.shape[1]])
+    zero_point = operands.weight.zero_point.repeat_interleave(sizes, dim=0).t()
+    exact = operation.weight_format.decode(operands.codes) - zero_point.view(
+        *zero_point.shape, *[1] * (operands.codes.ndim - 2)
+    )
+    weight = exact.to(torch.int16)
+    low, high = int(weight.min()), int(weight.max())
+    if low < -128 or high > 127:
+        fix = "8-bit asymmetric weights need a ninth bit; symmetric ones fit"
+        return weight, f"weights minus zero point span [{low}, {high}], beyond int8 ({fix})"
+    if not torch.equal(weight.float(), exact):
+        return weight, "a weight zero point is not an integer"
+    return weight, None
+
+
+def _part(operation: Operation, operands: Operands, weight: torch.Tensor, index: int, start: int, stop: int) -> _Part:
+    """Return segment ``index``, the input channels from ``start`` to ``stop``."""
+    assert operands.input is not None and operation.input_format is not None
+    scale = operands.input.scale[index].float()
+    top = 2**operation.input_format.bits - 1
+    zero_point = int(operands.input.zero_point[index] - operation.input_format.low)
+    factor, weight_scale = float(scale.reciprocal()), operands.weight.scale[index].float()
+    if zero_point % 2:
+        # Adding an odd number would round halves to odd. Counted from the other end the zero point is even, as top is odd;
+        # the sign goes into the weight's scale.
+        factor, zero_point, weight_scale = -factor, top - zero_point, -weight_scale
+    piece = (weight if len(operation.segments) == 1 else weight[:, start:stop]).to(torch.int8).contiguous()
+    offset = _MAGIC + zero_point
+    weight_scale = weight_scale.contiguous()
+    fit = _fit(operation, piece, weight_scale, float(scale), zero_point)
+    return _Part(start, stop, factor, offset, top, float(scale), zero_point, fit, weight_scale)
+
+
+def _fit(
+    operation: Operation, weight: torch.Tensor, weight_scale: torch.Tensor, scale: float, zero_point: int
+) -> Callable[[torch.Size], torch.Tensor]:
+    """Return the function from the shape of the codes to the packed weight."""
+    if operation.kind == "linear":
+        packed = _operator("qlinear_prepack")(weight, None)
+        return lambda shape: packed
+    dimensions = weight.shape
+    geometry = (list(operation.stride), list(operation.padding), list(operation.dilation), operation.groups)
+
+    def pack(plain: torch.Tensor, shape: list[int] | None) -> torch.Tensor:
+        return _operator("qconv_prepack")(plain.view(dimensions), weight_scale, scale, zero_point, *geometry, shape)
+
+    return _ConvWeight(pack, weight).fit
+
+
+def _resolved_padding(operation: Operation) -> tuple[Operation, list[int] | None]:
+    """Return the operation with a pair for padding, and the margins (as ``F.pad`` takes them) to add to the codes before."""
+    if operation.padding == "valid":
+        return replace(operation, padding=(0, 0)), None
+    if operation.padding != "same":
+        return operation, None
+    total = [d * (k - 1) for d, k in zip(operation.dilation, operation.kernel_size, strict=True)]
+    before = [t // 2 for t in total]
+    if all(t % 2 == 0 for t in total):
+        return replace(operation, padding=(before[0], before[1])), None
+    # The operators pad both ends alike, so uneven margins are added to the codes.
+    return replace(operation, padding=(0, 0)), [before[1], total[1] - before[1], before[0], total[0] - before[0]]
+
+
+_First = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
+_More = list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
+
+
+def _calls(operation: Operation, parts: list[_Part], bias: torch.Tensor | None) -> tuple[_First, _More]:
+    """Return the call of the first segment, ``(codes, output dtype)``, and of each further one, ``(codes, float32 sum so far)``.
+
+    A sum is accumulated into, or replaced: the caller must use what is returned.
+    """
+    # The weight is already centred; the operators accept zeros only.
+    zeros = torch.zeros(operation.out_channels, dtype=torch.int32)
+    name, geometry = "qlinear_pointwise", ()
+    if operation.kind == "conv2d":
+        name = "qconv2d_pointwise"
+        geometry = (list(operation.stride), list(operation.padding), list(operation.dilation), operation.groups)
+    plain, binary = _operator(name), _operator(name, "binary")
+    # Bound once: attribute lookups are a good part of what eager mode costs.
+    head = parts[0]
+    scale, zero_point, fit, weight_scale = head.scale, head.zero_point, head.fit, head.weight_scale
+
+    def first(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return plain(
+            codes,
+            scale,
+            zero_point,
+            fit(codes.shape),
+            weight_scale,
+            zeros,
+            bias,
+            *geometry,
+            1.0,
+            0,
+            dtype,
+            "none",
+            [],
+            "",
+        )
+
+    def accumulating(part: _Part) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        affine, own = (part.scale, part.zero_point), (part.weight_scale, zeros)
+        tail = (*geometry, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "")
+        return lambda codes, total: binary(codes, *affine, part.fit(codes.shape), *own, total, None, *tail)
+
+    return first, [accumulating(part) for part in parts[1:]]
+
+
+def _run(
+    operation: Operation, parts: list[_Part], first: _First, more: _More, margins: list[int] | None, empty: Prepared
+) -> Prepared:
+    """Return the layer's call."""
+    axis, width = (-1, operation.in_channels) if operation.kind == "linear" else (1, operation.in_channels)
+    native = (torch.float32, torch.bfloat16) if _bfloat16_output() else (torch.float32,)
+    head, tail = parts[0], list(zip(parts[1:], more, strict=True))
+
+    def codes(part: _Part, x: torch.Tensor) -> torch.Tensor:
+        found = part.encode(x)
+        return found if margins is None else F.pad(found, margins, value=part.zero_point)
+
+    def checked(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[axis] != width:
+            # A slice would not notice channels too many, and the operators' own message does not mention channels.
+            raise KernelError("input", f"{width} channels along axis {axis}", str(list(x.shape)))
+        return x.detach() if x.requires_grad else x
+
+    def single(x: torch.Tensor) -> torch.Tensor:
+        x = checked(x)
+        if x.numel() == 0:
+            return empty(x)
+        dtype = x.dtype
+        if dtype in native:
+            return first(codes(head, x), dtype)
+        return first(codes(head, x), torch.float32).to(dtype)
+
+    def split(x: torch.Tensor) -> torch.Tensor:
+        x = checked(x)
+        if x.numel() == 0:
+            return empty(x)
+        total = first(codes(head, x.narrow(axis, 0, head.stop)), torch.float32)
+        for part, call in tail:
+            total = call(codes(part, x.narrow(axis, part.start, part.stop - part.start)), total)
+        return total.to(x.dtype)
+
+    return split if tail else single
+
+
+_NEEDED = (
+    ("qconv_prepack", "default"),
+    ("qconv2d_pointwise", "default"),
+    ("qconv2d_pointwise", "binary"),
+    ("qlinear_prepack", "default"),
+    ("qlinear_pointwise", "default"),
+    ("qlinear_pointwise", "binary"),
+)
+
+
+@cache
+def _operator(name: str, overload: str = "default") -> Any:
+    return getattr(getattr(torch.ops.onednn, name), overload)
+
+
+def _layout(packed: torch.Tensor) -> bytes:
+    return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+
+
+@cache
+def _missing() -> str | None:
+    """Return what of PyTorch's oneDNN is absent here, or None."""
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch is built without oneDNN"
+    for name, overload in _NEEDED:
+        try:
+            _operator(name, overload)
+        except AttributeError:
+            return f"PyTorch {torch.__version__} has no operator onednn::{name}.{overload}"
+    if not hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md"):
+        return f"PyTorch {torch.__version__} has no operator mkldnn::_get_mkldnn_serialized_md"
+    return None
+
+
+@cache
+def _bfloat16_output() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@cache
+def _works(wide: bool) -> bool:
+    """Whether codes, a small convolution and a small linear come out exact here; run once in a process.
+
+    Args:
+        wide: with weights up to the ends of int8, instead of up to 64.
+    """
+    limit = 127 if wide else _NARROW
+    draw = torch.Generator("cpu").manual_seed(0)
+    weight = torch.randint(0, 2, (24, 20, 3, 3), generator=draw, dtype=torch.int8) * (2 * limit) - limit
+    data = torch.randint(0, 2, (1, 20, 5, 5), generator=draw) * 255
+    data[0, :, 2] = torch.randint(0, 256, (20, 5), generator=draw)
+    operation = Operation("conv2d", 20, 24, (20,), Integer(8, signed=True), Integer(8), (3, 3), padding=(1, 1))
+    flat = replace(operation, kind="linear", in_channels=180, segments=(180,), kernel_size=(1, 1), padding=(0, 0))
+    rows = F.unfold(data.double(), 3, padding=1)[0].t()
+    exact = (data.double() - 2, rows - 2)
+    wanted = (F.conv2d(exact[0], weight.double(), padding=1), F.linear(exact[1], weight.double().flatten(1)))
+    inputs, weights = (data.float() - 2, rows.float() - 2), (weight, weight.flatten(1))
+    for case, x, w, result in zip((operation, flat), inputs, weights, wanted, strict=True):
+        ones = torch.ones(24)
+        part = _Part(0, x.shape[1], 1.0, _MAGIC + 2, 255, 1.0, 2, _fit(case, w.contiguous(), ones, 1.0, 2), ones)
+        codes = part.encode(x)
+        found = _calls(case, [part], None)[0](codes, torch.float32)
+        if not (torch.equal(codes.double(), x.double() + 2) and torch.equal(found.double(), result)):
+            return False
+    return True

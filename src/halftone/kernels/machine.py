@@ -1,0 +1,106 @@
+"""What this machine can run, and why not the rest."""
+
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from halftone.formats import Affine, parse
+from halftone.foundation.errors import ConfigError, KernelError, suggest
+from halftone.kernels.contract import Operands, Operation
+from halftone.kernels.select import AUTO, engines, library
+
+_FLAGS = {
+    "avx2": "_is_avx2_supported",
+    "avx512": "_is_avx512_supported",
+    "vnni": "_is_vnni_supported",
+    "avx512_bf16": "_is_avx512_bf16_supported",
+    "amx": "_is_amx_tile_supported",
+}
+
+
+def machine_report() -> dict:
+    """Return what ``halftone doctor`` shows, JSON-safe.
+
+    ``torch``, ``processor``, ``threads``, ``cpu_capability``, ``flags`` (name -> bool, None where this PyTorch cannot tell),
+    ``mkldnn``, ``cuda`` (device names) and ``engines`` (name -> None when it can run, else the reason).
+    """
+    return {
+        "torch": torch.__version__,
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": _capability(),
+        "flags": {name: _flag(function) for name, function in _FLAGS.items()},
+        "mkldnn": torch.backends.mkldnn.is_available(),
+        "cuda": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        "engines": {engine: unavailable(engine) for engine in engines() if engine != AUTO},
+    }
+
+
+def require(engine: str, weight_only: bool = False) -> None:
+    """Check that ``engine`` computes on this machine what it is for.
+
+    Args:
+        weight_only: whether float arithmetic on unpacked weights is enough, as for a model without quantized inputs.
+
+    Raises:
+        ConfigError: no such engine.
+        KernelError: it has kernels, but none runs here; the message says why.
+    """
+    if engine not in engines():
+        raise ConfigError("engine", "one of " + ", ".join(engines()), engine, suggest(engine, engines()))
+    reason = unavailable(engine, weight_only) if engine != AUTO else None
+    if reason is not None:
+        raise KernelError(f"engine '{engine}'", "a machine it runs on", reason, "Use --engine simulate.")
+
+
+def unavailable(engine: str, weight_only: bool = False) -> str | None:
+    """Return why no kernel of ``engine`` takes even a plain small layer on any device of this machine, or None."""
+    reasons: list[str] = []
+    kernels = [(name, kernel) for name, kernel in library().items() if kernel.engine == engine]
+    for device in _devices():
+        for name, kernel in sorted(kernels, key=lambda item: -item[1].preference):
+            refusals = [kernel.refusal(*probe) for probe in _probes(device, weight_only)]
+            if None in refusals:
+                return None
+            reasons += [f"{name} on {device}: {refusals[0]}"]
+    return "; ".join(reasons) or f"no kernel belongs to engine '{engine}'"
+
+
+def processor() -> str:
+    """Return the name of the CPU."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _devices() -> list[str]:
+    return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def _probes(device: str, weight_only: bool) -> Iterator[tuple[Operation, Operands]]:
+    """Yield a 4-bit linear and convolution that any kernel worth its name takes."""
+    weight, data = parse("uint4"), None if weight_only else parse("uint8")
+    one, middle = torch.ones(1, 64, device=device), torch.full((1, 64), 8.0, device=device)
+    affine = Affine(one, middle)
+    inputs = None if weight_only else Affine(one[0, :1], middle[0, :1])
+    codes = torch.full((64, 64), 7, dtype=torch.uint8, device=device)
+    yield Operation("linear", 64, 64, (64,), weight, data), Operands(codes, affine, inputs, None)
+    codes = codes.view(64, 64, 1, 1).expand(-1, -1, 3, 3).contiguous()
+    operation = Operation("conv2d", 64, 64, (64,), weight, data, (3, 3), padding=(1, 1))
+    yield operation, Operands(codes, affine, inputs, None)
+
+
+def _capability() -> str:
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _flag(function: str) -> bool | None:
+    # Private to torch, so it may move.
+    ask = getattr(torch.cpu, function, None)
+    return None if ask is None else bool(ask())

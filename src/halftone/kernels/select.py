@@ -1,0 +1,58 @@
+"""Choose the kernel of a layer, and remember why the others were refused."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from halftone.foundation.errors import ConfigError, suggest
+from halftone.foundation.registry import find, names
+from halftone.kernels.contract import AbstractKernel, Operands, Operation
+
+_LIBRARY = "halftone.kernels.library"
+AUTO = "auto"
+
+
+@cache
+def library() -> dict[str, AbstractKernel]:
+    """Return every kernel by name, plug-ins included."""
+    return {name: find(_LIBRARY, name)() for name in names(_LIBRARY)}
+
+
+def engines() -> list[str]:
+    """Return the names of all engines: ``auto`` and those the kernels belong to."""
+    return [AUTO, *sorted({kernel.engine for kernel in library().values()})]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel that runs a layer.
+
+    Attributes:
+        refused: reason by kernel name, for kernels of the engine that would have been preferred.
+    """
+
+    name: str
+    kernel: AbstractKernel
+    refused: dict[str, str]
+
+
+def choose(engine: str, operation: Operation, operands: Operands) -> Choice:
+    """Return the preferred kernel of ``engine`` that takes this layer.
+
+    ``auto`` considers all engines. The reference kernel is the last resort of each engine; then ``kernel.arithmetic`` is
+    ``simulated`` and reports say so.
+
+    Raises:
+        ConfigError: no such engine.
+    """
+    if engine not in engines():
+        raise ConfigError("engine", "one of " + ", ".join(engines()), engine, suggest(engine, engines()))
+    refused: dict[str, str] = {}
+    ordered = sorted(library().items(), key=lambda item: -item[1].preference)
+    for name, kernel in ordered:
+        if name != "reference" and kernel.engine not in (engine, AUTO) and engine != AUTO:
+            continue
+        reason = kernel.refusal(operation, operands)
+        if reason is None:
+            return Choice(name, kernel, refused)
+        refused[name] = reason
+    raise AssertionError("the reference kernel refuses nothing")

@@ -1,0 +1,110 @@
+"""Static activation ranges: one scale per site for all timesteps, from the calibration samples."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from halftone.calibrate.trajectory import Trajectory
+from halftone.formats import Affine
+from halftone.foundation.errors import CalibrationError
+from halftone.foundation.seeds import generator
+from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.models.quant_model import QuantModel
+from halftone.nn.sites import SiteOwner
+from halftone.quant import QuantSpec
+from halftone.quant.weights import range_estimator
+
+
+@dataclass(frozen=True)
+class Static(AbstractMethod):
+    """Fit every activation site's range on the float-activation model with its weights as they are.
+
+    Attributes:
+        range: a range estimator by name, or a mapping with its ``name`` and fields.
+        samples: calibration samples to look at, drawn in random order (in step order a moving average would forget the noisy
+            steps, research/qdiffusion 1.5).
+        at_most: values kept per site, segment and batch for the search; extremes are always among them.
+    """
+
+    paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304; research/qdiffusion 1.5"
+    range: str | dict[str, Any] = "shrink"
+    samples: int = 256
+    batch: int = 16
+    at_most: int = 4096
+
+    def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
+        plan = {f"{path}.{site}": (owner, site) for path, owner, site in model.activation_sites()}
+        if not plan:
+            return StepReport(notes=["no activation site is planned: weights only"])
+        for owner, site in plan.values():
+            owner.set_site_affine(site, None)
+        seen = observe(model, data, plan, self, run)
+        layers = {}
+        for name, (owner, site) in plan.items():
+            spec, columns = owner.site_specs[site], seen[name]
+            affine = fit_site(name, columns, spec, self.range)
+            owner.set_site_affine(site, affine)
+            layers[name] = {"scale": [float(f"{s:.6g}") for s in affine.scale]}
+        return StepReport(layers)
+
+
+def fit_site(
+    name: str, segments: list[list[torch.Tensor]], spec: QuantSpec, described: str | Mapping[str, Any]
+) -> Affine:
+    """Return the affine ``[S]`` of a site from its kept values, a list of batches ``[1, n]`` for each segment.
+
+    Raises:
+        CalibrationError: a value that is NaN or infinite.
+    """
+    lows, highs = [], []
+    for batches in segments:
+        if not batches or not all(torch.isfinite(batch).all() for batch in batches):
+            got = "NaN or infinity" if batches else "nothing: the site was never reached"
+            raise CalibrationError(f"activations at {name}", "finite values", got)
+        low, high = range_estimator(described).fit(batches, spec)
+        lows.append(low)
+        highs.append(high)
+    return spec.affine(torch.cat(lows), torch.cat(highs))
+
+
+def thin(values: torch.Tensor, at_most: int) -> torch.Tensor:
+    """Return ``[1, n]`` of the values, at most about ``at_most`` by a stride, plus both extremes."""
+    flat = values.detach().float().flatten()
+    # An odd stride does not fall into step with power-of-two layouts.
+    stride = max(1, -(-flat.numel() // at_most)) | 1
+    return torch.cat([flat[::stride], flat.amin().view(1), flat.amax().view(1)]).unsqueeze(0)
+
+
+def observe(
+    model: QuantModel, data: Trajectory, plan: dict[str, tuple[SiteOwner, str]], how: Static, run: Run
+) -> dict[str, list[list[torch.Tensor]]]:
+    """Return thinned values by site: for each segment a list with one ``[1, n]`` per batch."""
+    seen: dict[str, list[list[torch.Tensor]]] = {}
+
+    def tap(name: str, owner: SiteOwner, site: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        segments = owner.site_segments.get(site) or (0,)
+        seen[name] = [[] for _ in segments]
+
+        def look(x: torch.Tensor) -> torch.Tensor:
+            axis = getattr(owner, "channel_axis", 1)
+            parts = x.split(list(segments), dim=axis) if len(segments) > 1 else (x,)
+            for kept, part in zip(seen[name], parts, strict=True):
+                kept.append(thin(part, how.at_most))
+            return x
+
+        return look
+
+    for name, (owner, site) in plan.items():
+        owner.taps[site] = tap(name, owner, site)
+    order = torch.randperm(len(data), generator=generator(run.seed, run.step, "order"))[: how.samples]
+    try:
+        with torch.no_grad():
+            for chunk in run.progress.track(order.split(how.batch), "activation ranges", unit="batches"):
+                args, kwargs = data.rows(chunk)
+                model.module(*args, **kwargs)
+    finally:
+        for owner, site in plan.values():
+            owner.taps.pop(site, None)
+    return seen

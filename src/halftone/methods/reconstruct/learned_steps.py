@@ -1,0 +1,142 @@
+"""Learn the step sizes of a unit's activation quantizers, with its weights as they are."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from halftone.calibrate.trajectory import Trajectory
+from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk, first_tensor
+from halftone.formats import AbstractFormat, Affine
+from halftone.formats.segments import along_input
+from halftone.foundation.seeds import generator
+from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.models.quant_model import QuantModel
+from halftone.nn.sites import SiteOwner
+
+
+class LearnedStep(nn.Module):
+    """One site's quantizer whose step is ``start * exp(theta)``: positive whatever the optimizer does; zero points are fixed."""
+
+    def __init__(self, start: Affine, grid: AbstractFormat, segments: tuple[int, ...], axis: int) -> None:
+        super().__init__()
+        self.start, self.grid, self.segments, self.axis = start, grid, segments, axis
+        self.theta = nn.Parameter(torch.zeros_like(start.scale))
+
+    def affine(self) -> Affine:
+        return Affine(self.start.scale * self.theta.exp(), self.start.zero_point)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        affine = along_input(self.affine(), self.segments, x.ndim, self.axis)
+        scaled = x / affine.scale
+        # Straight through the rounding; the clamp stops gradients to x outside the range and sends them to the step instead.
+        level = scaled + (scaled.round() - scaled).detach() + affine.zero_point
+        return (level.clamp(self.grid.low, self.grid.high) - affine.zero_point) * affine.scale
+
+
+@dataclass(frozen=True)
+class LearnedSteps(AbstractMethod):
+    """LSQ-like learning of all activation steps of a unit together, against the float unit's output.
+
+    Attributes:
+        iterations, batch, lr: of Adam on log(step); cosine decay to zero.
+        power: exponent p of the L_p loss.
+        inputs: ``float`` (as published) or ``quantized`` inputs; the targets are the float model's.
+        skip_bits: sites of at least this many bits are not learned (a 16-bit softmax needs none).
+
+    Deviations from the official code (research/qdiffusion 1.5): the logarithm of the step is learned, so that it stays positive
+    and the learning rate is relative to it; the loss is normalised by its value at the start; a unit that got worse keeps its start.
+    """
+
+    paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304; LSQ arXiv:1902.08153"
+    iterations: int = 5000
+    batch: int = 32
+    lr: float = 4e-4
+    power: float = 2.4
+    inputs: Literal["quantized", "float"] = "float"
+    skip_bits: int = 16
+    walk_batch: int = 32
+
+    def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
+        if not any(True for _ in model.activation_sites()):
+            return StepReport(notes=["no activation site is planned: weights only"])
+        stream = QUANTIZED if self.inputs == "quantized" else FLOAT
+        walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
+        layers: dict[str, dict] = {}
+        with run.progress.task("learning activation steps", len(walk), "blocks") as task:
+            for unit in walk:
+                sites = self._sites(model, unit)
+                if not sites:
+                    task.advance()
+                    continue
+                found = run.memo(unit.path, lambda unit=unit, sites=sites: self._learn(unit, stream, sites, run))
+                for name, (owner, site) in sites.items():
+                    start = owner.site_affine(site)
+                    assert start is not None
+                    owner.set_site_affine(site, Affine(found[name], start.zero_point))
+                before, after = (float(v) for v in found["errors"])
+                layers[unit.path] = {"error_before": before, "error": after}
+                task.advance(note=f"{unit.path}: {after / max(before, 1e-30):.2f}")
+        return StepReport(layers)
+
+    def _sites(self, model: QuantModel, unit: Unit) -> dict[str, tuple[SiteOwner, str]]:
+        return {
+            f"{path}.{site}": (owner, site)
+            for path, owner, site in model.activation_sites(unit.path)
+            if owner.site_specs[site].bits < self.skip_bits
+        }
+
+    def _learn(
+        self, unit: Unit, stream: int, sites: dict[str, tuple[SiteOwner, str]], run: Run
+    ) -> dict[str, torch.Tensor]:
+        steps = {}
+        for name, (owner, site) in sites.items():
+            start = owner.site_affine(site)
+            assert start is not None, f"{name} needs a range first"
+            segments = owner.site_segments.get(site) or (0,)
+            axis = getattr(owner, "channel_axis", 1)
+            steps[name] = LearnedStep(start, owner.site_specs[site].number_format, segments, axis)
+        scales = {name: step.start.scale for name, step in steps.items()}
+        before = self._error(unit, stream)
+        if before == 0:
+            return {**scales, "errors": torch.tensor([0.0, 0.0])}
+        for name, (owner, site) in sites.items():
+            owner.taps[site] = steps[name]
+        try:
+            self._optimise(unit, stream, list(steps.values()), before, run)
+            after = self._error(unit, stream)
+        finally:
+            for owner, site in sites.values():
+                owner.taps.pop(site, None)
+        if after < before:
+            scales = {name: step.affine().scale.detach() for name, step in steps.items()}
+        return {**scales, "errors": torch.tensor([before, min(after, before)])}
+
+    def _optimise(self, unit: Unit, stream: int, steps: list[LearnedStep], scale: float, run: Run) -> None:
+        optimizer = torch.optim.Adam([step.theta for step in steps], lr=self.lr)
+        random = generator(run.seed, run.step, unit.path)
+        with torch.enable_grad(), run.progress.task(unit.path, self.iterations, "iterations") as task:
+            for i in range(self.iterations):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
+                index = torch.randperm(len(unit), generator=random)[: self.batch]
+                args, kwargs, target = unit.minibatch(stream, index)
+                loss = self._loss(first_tensor(unit.module(*args, **kwargs)), target) / scale
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                task.advance()
+
+    def _loss(self, out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (out - target).abs().pow(self.power).mean()
+
+    def _error(self, unit: Unit, stream: int) -> float:
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for index in torch.arange(len(unit)).split(self.walk_batch):
+                args, kwargs, target = unit.minibatch(stream, index)
+                total += float(self._loss(first_tensor(unit.module(*args, **kwargs)), target)) * len(index)
+                count += len(index)
+        return total / max(count, 1)

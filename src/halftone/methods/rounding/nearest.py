@@ -1,0 +1,36 @@
+"""Round every weight to the nearest code: the baseline, and the start of every other rounding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from halftone.calibrate.trajectory import Trajectory
+from halftone.formats import quantize
+from halftone.formats.segments import along_weight
+from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.models.quant_model import QuantModel
+from halftone.quant.weights import weight_affine
+
+
+@dataclass(frozen=True)
+class Nearest(AbstractMethod):
+    """Fit each weight's range per output channel (and segment) and round to nearest.
+
+    Attributes:
+        range: a range estimator by name, or a mapping with its ``name`` and fields.
+    """
+
+    range: str | dict[str, Any] = "shrink"
+
+    def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
+        layers = {}
+        schemes = model.plan.quantized()
+        for path in run.progress.track(schemes, "rounding weights", unit="layers"):
+            scheme, weight = schemes[path], model.originals[path]
+            layer = model.layer(path)
+            segments = scheme.segments or (weight.shape[1],)
+            affine = weight_affine(weight, segments, scheme.weight, self.range)
+            broadcast = along_weight(affine, segments, weight.ndim)
+            layer.hold(quantize(weight, broadcast, scheme.weight.number_format), affine, scheme)
+            error = (layer.dequantized_weight() - weight).square().sum() / weight.square().sum().clamp(min=1e-20)
+            layers[path] = {"weight_error": float(error.sqrt())}
+        return StepReport(layers)

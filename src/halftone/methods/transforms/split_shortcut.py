@@ -1,0 +1,91 @@
+"""Split shortcuts: separate scales for the two tensors that a U-Net's shortcut convolution reads concatenated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from halftone.calibrate.trajectory import Trajectory
+from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.models.quant_model import QuantModel
+
+
+@dataclass(frozen=True)
+class SplitShortcut(AbstractMethod):
+    """Quantize the parts of a channel concatenation with scales of their own, weights and activations alike.
+
+    Q(X) Q(W) = Q1(X1) Q1(W1) + Q2(X2) Q2(W2). Where the parts meet is read from the model, not typed in. Every layer fed
+    *directly* by a concatenation qualifies; in diffusers' U-Nets these are the up path's shortcut convolutions.
+
+    Attributes:
+        select: ``all`` of them, ``none``, or ``auto``: those whose bimodality score reaches ``threshold``.
+        threshold: in dB, see :func:`bimodality`.
+        samples: calibration samples used for the score.
+
+    Deviation: the official code splits all shortcuts of a model, or none, by a switch.
+    """
+
+    paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304, section 4.3"
+    select: Literal["auto", "all", "none"] = "auto"
+    threshold: float = 1.0
+    samples: int = 64
+
+    def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
+        candidates = {p: s for p, s in model.concatenated.items() if p in model.plan.quantized()}
+        ranges = run.memo("ranges", lambda: observe_parts(model, data, candidates, self.samples))
+        layers = {}
+        for path, parts in candidates.items():
+            score = bimodality(ranges[path], model.originals[path], parts)
+            split = self.select == "all" or (self.select == "auto" and score >= self.threshold)
+            if split:
+                model.split(path, parts)
+            layers[path] = {"parts": list(parts), "score_db": round(score, 3), "split": split}
+            layers[path]["ranges"] = [[round(float(v), 4) for v in part] for part in ranges[path]]
+        return StepReport(layers)
+
+
+def bimodality(ranges: torch.Tensor, weight: torch.Tensor, parts: tuple[int, ...]) -> float:
+    """Return how much less rounding noise reaches the layer's output when its input parts have scales of their own, in dB.
+
+    With a step proportional to the range r_i of part i and uniform rounding noise, the noise power at the output is proportional to
+    sum_i r_i^2 ||W_i||^2, and to r^2 ||W||^2 for one joint range r. The score is the ratio; 0 when all ranges agree.
+
+    Args:
+        ranges: ``[parts, 2]``, smallest and largest value of each part (zero included).
+        weight: ``[out, in, ...]``.
+    """
+    low, high = ranges[:, 0].clamp(max=0).double(), ranges[:, 1].clamp(min=0).double()
+    power = torch.stack([part.double().square().sum() for part in weight.split(list(parts), dim=1)])
+    joint = (high.max() - low.min()).square() * power.sum()
+    apart = ((high - low).square() * power).sum()
+    if apart <= 0 or joint <= 0:
+        return 0.0
+    return float(10 * torch.log10(joint / apart))
+
+
+def observe_parts(
+    model: QuantModel, data: Trajectory, layers: dict[str, tuple[int, ...]], samples: int
+) -> dict[str, torch.Tensor]:
+    """Return ``[parts, 2]`` smallest and largest input values of each part of each layer, over ``samples`` spread evenly."""
+    found = {path: torch.zeros(len(parts), 2) for path, parts in layers.items()}
+
+    def look(path: str, parts: tuple[int, ...]) -> Callable:
+        def hook(module: torch.nn.Module, args: tuple) -> None:
+            dim = 1 if args[0].ndim == 4 else -1
+            for row, part in zip(found[path], args[0].float().split(list(parts), dim=dim), strict=True):
+                row[0], row[1] = min(row[0], part.amin()), max(row[1], part.amax())
+
+        return hook
+
+    hooks = [model.layer(path).register_forward_pre_hook(look(path, parts)) for path, parts in layers.items()]
+    index = torch.linspace(0, len(data) - 1, min(samples, len(data))).long()
+    try:
+        with torch.no_grad(), model.in_float():
+            for chunk in index.split(16):
+                args, kwargs = data.rows(chunk)
+                model.module(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

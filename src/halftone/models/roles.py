@@ -1,0 +1,103 @@
+"""Roles: what each linear and convolution of a denoiser is.
+
+A role comes from the table of the denoiser's class (``tables/<Class>.toml``), or else from its place in a known parent class
+(``tables/_inferred.toml``). Never from registration order.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+
+from torch import nn
+
+from halftone.foundation.errors import MatchError
+
+_TABLES = "halftone.models.tables"
+QUANTIZABLE = (nn.Linear, nn.Conv2d)
+# Modules whose weights are not a linear or 2-D convolution that a kernel here could run; they are left float.
+_OTHER_WEIGHTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d)
+
+
+@dataclass(frozen=True)
+class Role:
+    """The role of one layer.
+
+    Attributes:
+        inferred: True when no table of this architecture named it.
+    """
+
+    path: str
+    name: str
+    inferred: bool
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All roles of a denoiser by path, in registration order, and the classes that are reconstructed whole."""
+
+    roles: dict[str, Role]
+    unit_classes: frozenset[str]
+
+    def is_unit(self, path: str, module: nn.Module) -> bool:
+        """Return whether ``module`` is reconstructed as one piece: a known block, or a layer with a role."""
+        return type(module).__name__ in self.unit_classes or path in self.roles
+
+
+def _read(text: str) -> tuple[dict[str, str], frozenset[str]]:
+    table = tomllib.loads(text)
+    return table.get("roles", {}), frozenset(table.get("units", {}).get("classes", ()))
+
+
+def table_of(name: str) -> tuple[dict[str, str], frozenset[str]] | None:
+    """Return the globs and unit classes of the architecture called ``name``, or None when there is no table."""
+    file = resources.files(_TABLES).joinpath(f"{name}.toml")
+    return _read(file.read_text()) if file.is_file() else None
+
+
+def _first(globs: dict[str, str], text: str) -> str | None:
+    return next((role for glob, role in globs.items() if fnmatchcase(text, glob)), None)
+
+
+def _structural(model: nn.Module, path: str, globs: dict[str, str]) -> str | None:
+    """Return the role that the nearest enclosing class gives; ``FeedForward.net.2`` counts from each ancestor in turn."""
+    parts = path.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        owner = model.get_submodule(".".join(parts[:depth])) if depth else model
+        found = _first(globs, f"{type(owner).__name__}.{'.'.join(parts[depth:])}")
+        if found:
+            return found
+    return None
+
+
+def architecture(model: nn.Module, table: Path | None = None) -> Architecture:
+    """Return the roles of every linear and 2-D convolution of ``model``.
+
+    Args:
+        table: a role table to use instead of the built-in one (same TOML layout).
+
+    Raises:
+        MatchError: a layer that nobody can place (all of them named), or a model without any such layer.
+    """
+    own = _read(table.read_text()) if table else table_of(type(model).__name__)
+    inferred_globs, inferred_units = _read(resources.files(_TABLES).joinpath("_inferred.toml").read_text())
+    roles: dict[str, Role] = {}
+    unplaced: list[str] = []
+    for path, module in model.named_modules():
+        if not isinstance(module, QUANTIZABLE) or isinstance(module, _OTHER_WEIGHTED):
+            continue
+        named = _first(own[0], path) if own else None
+        role = named or _structural(model, path, inferred_globs)
+        if role is None:
+            parent = type(model.get_submodule(path.rpartition(".")[0])).__name__
+            unplaced.append(f"{path} ({type(module).__name__} in {parent})")
+        else:
+            roles[path] = Role(path, role, inferred=named is None)
+    name = type(model).__name__
+    if unplaced:
+        fix = f"Write a role table for it (see docs/adding-an-architecture.md) and pass it, or add models/tables/{name}.toml."
+        raise MatchError(f"roles of {name}", "a role for every layer", "none for " + ", ".join(unplaced), fix)
+    if not roles:
+        raise MatchError(f"roles of {name}", "at least one linear or 2-D convolution", "none")
+    return Architecture(roles, own[1] if own and own[1] else inferred_units)

@@ -1,0 +1,7 @@
+"""What exists at inference: layers that hold codes and scales, quantized attention."""
+
+from halftone.nn.attention import AttentionOperands
+from halftone.nn.layers import QuantConv2d, QuantizedLayer, QuantLinear, Scheme
+from halftone.nn.sites import SiteOwner
+
+__all__ = ["AttentionOperands", "QuantConv2d", "QuantLinear", "QuantizedLayer", "Scheme", "SiteOwner"]

@@ -1,0 +1,277 @@
+"""Quantized layers: ordinary ``nn.Linear`` / ``nn.Conv2d`` until they are given codes.
+
+They stay subclasses so that PEFT finds them, and can be constructed as float layers, which is how PEFT builds its adapters.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from halftone.formats import Affine, pack, packed_size, unpack
+from halftone.kernels import Choice, Operands, Operation, Prepared, choose
+from halftone.kernels.library.reference import dequantized_weight
+from halftone.nn.sites import SiteOwner
+from halftone.quant import QuantSpec
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a layer is quantized.
+
+    Attributes:
+        input: None for weight-only.
+        segments: input-channel groups with scales of their own; ``()`` means one group.
+    """
+
+    weight: QuantSpec
+    input: QuantSpec | None = None
+    segments: tuple[int, ...] = ()
+
+
+class QuantizedLayer(SiteOwner):
+    """The part that linears and convolutions share.
+
+    Two states. *Float* (``scheme`` is None): the plain layer. *Quantized*: ``weight`` holds packed codes, uint8
+    ``[out, packed_size(in / groups * kernel)]``; ``weight_scale`` float32 ``[S, out]``; ``weight_zero_point`` uint8 ``[S, out]`` when
+    asymmetric; the site ``input`` has its own buffers.
+
+    While calibrating, ``weight_trial`` (a callable that returns a float weight) and ``taps`` take the place of the stored numbers.
+    """
+
+    kind: str
+    channel_axis: int
+    scheme: Scheme | None
+    engine: str
+    weight_trial: Callable[[], torch.Tensor] | None
+
+    def _init_quantized(self) -> None:
+        self._init_sites()
+        self.scheme, self.weight_trial, self.engine = None, None, "auto"
+        self._prepared: Prepared | None = None
+        self._choice: Choice | None = None
+
+    # The shape of the layer.
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the unpacked weight."""
+        raise NotImplementedError
+
+    @property
+    def in_width(self) -> int:
+        """Input channels or features."""
+        return self.weight_shape[1] * getattr(self, "groups", 1)
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        return self.scheme.segments if self.scheme and self.scheme.segments else (self.in_width,)
+
+    def operation(self) -> Operation:
+        """Return what this quantized layer computes."""
+        raise NotImplementedError
+
+    def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return the float layer's output with ``weight`` in place of its own."""
+        raise NotImplementedError
+
+    # Its numbers.
+
+    def allocate(self, scheme: Scheme) -> None:
+        """Enter the quantized state with empty tensors of the right shapes, for a loader to fill."""
+        module: nn.Module = self  # type: ignore[assignment]
+        device = module.weight.device
+        out, *rest = self.weight_shape
+        row = packed_size(torch.Size(rest).numel(), scheme.weight.bits)
+        self._enter(scheme, torch.empty(out, row, dtype=torch.uint8, device=device))
+        count = len(scheme.segments) or 1
+        module.register_buffer("weight_scale", torch.empty(count, out, device=device))
+        if scheme.weight.zero == "asymmetric":
+            module.register_buffer("weight_zero_point", torch.empty(count, out, dtype=torch.uint8, device=device))
+        if scheme.input is not None:
+            module.register_buffer("input_scale", torch.empty(count, device=device))
+            if scheme.input.zero == "asymmetric":
+                module.register_buffer("input_zero_point", torch.empty(count, dtype=torch.uint8, device=device))
+
+    def hold(self, codes: torch.Tensor, affine: Affine, scheme: Scheme) -> None:
+        """Enter the quantized state: ``codes`` uint8 of :attr:`weight_shape`, weight ``affine`` ``[S, out]``.
+
+        The input stays float until :meth:`set_site_affine` gives the site ``input`` its scale.
+        """
+        module: nn.Module = self  # type: ignore[assignment]
+        self.set_site_affine("input", None)
+        self._enter(scheme, pack(codes.flatten(1), scheme.weight.bits))
+        module.register_buffer("weight_scale", affine.scale.detach().float().clone())
+        if scheme.weight.zero == "asymmetric":
+            # As its code: the zero point of a signed format may be negative.
+            code = scheme.weight.number_format.encode(affine.zero_point.detach())
+            module.register_buffer("weight_zero_point", code)
+
+    def _enter(self, scheme: Scheme, packed: torch.Tensor) -> None:
+        module: nn.Module = self  # type: ignore[assignment]
+        for name in ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point"):
+            module._buffers.pop(name, None)
+        module.weight = nn.Parameter(packed, requires_grad=False)
+        self.scheme = scheme
+        self.site_specs = {"input": scheme.input} if scheme.input else {}
+        self.site_segments = {"input": self.segments}
+        self.refresh()
+
+    def release(self, weight: torch.Tensor) -> None:
+        """Return to the float state with ``weight``."""
+        module: nn.Module = self  # type: ignore[assignment]
+        for name in ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point"):
+            module._buffers.pop(name, None)
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        self.scheme, self.site_specs, self.site_segments = None, {}, {}
+        self.refresh()
+
+    def weight_affine(self) -> Affine:
+        """Return the weight's affine ``[S, out]``."""
+        assert self.scheme is not None
+        scale = self.weight_scale
+        stored = getattr(self, "weight_zero_point", None)
+        if stored is not None:
+            return Affine(scale, self.scheme.weight.number_format.decode(stored))
+        # Not stored where the spec fixes it.
+        return Affine(scale, self.scheme.weight.affine(scale, scale).zero_point)
+
+    def codes(self) -> torch.Tensor:
+        """Return the weight's codes, uint8 of :attr:`weight_shape`."""
+        assert self.scheme is not None
+        count = torch.Size(self.weight_shape[1:]).numel()
+        return unpack(self.weight.data, self.scheme.weight.bits, count).view(self.weight_shape)
+
+    def operands(self) -> Operands:
+        """Return the numbers a kernel needs."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Operands(self.codes(), self.weight_affine(), self.site_affine("input"), bias)
+
+    def dequantized_weight(self) -> torch.Tensor:
+        """Return the float32 weight that the codes stand for."""
+        return dequantized_weight(self.operation(), self.operands())
+
+    # Running.
+
+    def refresh(self) -> None:
+        self._prepared = self._choice = None
+
+    def choice(self) -> Choice:
+        """Return the kernel chosen for this layer under :attr:`engine`, with the refusals of faster ones."""
+        if self._choice is None:
+            operation = self.operation()
+            if self.site_affine("input") is None:
+                operation = replace(operation, input_format=None)
+            self._choice = choose(self.engine, operation, self.operands())
+        return self._choice
+
+    def forward(self, x: torch.Tensor, *unused: Any, **also_unused: Any) -> torch.Tensor:
+        if self.weight_trial is not None or self.taps:
+            return self._calibrating(x)
+        if self.scheme is None:
+            return super().forward(x)  # type: ignore[misc]
+        if self._prepared is None:
+            choice, operation = self.choice(), self.operation()
+            if self.site_affine("input") is None:
+                operation = replace(operation, input_format=None)
+            self._prepared = choice.kernel.prepare(operation, self.operands())
+        return self._prepared(x)
+
+    def _calibrating(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight_trial is not None:
+            weight = self.weight_trial()
+        elif self.scheme is None:
+            weight = self.weight
+        else:
+            weight = self.dequantized_weight()
+        return self.compute(self.pass_through("input", x, self.channel_axis), weight)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        """Move, but never cast, the numbers of a quantized layer: ``.to(bfloat16)`` must not round scales."""
+        module: nn.Module = self  # type: ignore[assignment]
+        exact = {name: b for name, b in module._buffers.items() if b is not None and name.endswith("_scale")}
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        for name, before in exact.items():
+            moved = module._buffers[name]
+            if moved is not None and moved.dtype != before.dtype:
+                module._buffers[name] = before.to(moved.device)
+        self.refresh()
+        return module
+
+    def __getstate__(self) -> dict:
+        # Prepared calls hold opaque packed weights that neither pickle nor copy; they are made again on demand.
+        return {**self.__dict__, "_prepared": None, "_choice": None}
+
+
+class QuantLinear(QuantizedLayer, nn.Linear):
+    """A linear layer ``[..., in] -> [..., out]`` that may hold codes."""
+
+    kind, channel_axis = "linear", -1
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_quantized()
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_features, self.in_features)
+
+    def operation(self) -> Operation:
+        assert self.scheme is not None
+        input_format = self.scheme.input.number_format if self.scheme.input else None
+        return Operation(
+            "linear", self.in_features, self.out_features, self.segments, self.scheme.weight.number_format, input_format
+        )
+
+    def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, weight.to(x.dtype), self.bias)
+
+
+class QuantConv2d(QuantizedLayer, nn.Conv2d):
+    """A convolution ``[N, in, H, W] -> [N, out, H', W']`` that may hold codes."""
+
+    kind, channel_axis = "conv2d", 1
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_quantized()
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def operation(self) -> Operation:
+        assert self.scheme is not None
+        return Operation(
+            kind="conv2d",
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            segments=self.segments,
+            weight_format=self.scheme.weight.number_format,
+            input_format=self.scheme.input.number_format if self.scheme.input else None,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            padding_mode=self.padding_mode,
+        )
+
+    def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, weight.to(x.dtype), self.bias)
+
+
+def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """Yield ``(path, layer)`` for each layer that holds codes, in registration order."""
+    for path, child in module.named_modules():
+        if isinstance(child, QuantizedLayer) and child.scheme is not None:
+            yield path, child
+
+
+def set_engine(module: nn.Module, engine: str) -> None:
+    """Let every quantized layer of ``module`` choose its kernel from ``engine`` (``auto``, ``simulate``, ``torch`` ...)."""
+    for _, layer in quantized_layers(module):
+        layer.engine = engine
+        layer.refresh()

@@ -1,0 +1,60 @@
+"""How one tensor is quantized, and the scale that follows from a range."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from halftone.formats import AbstractFormat, Affine, parse
+from halftone.foundation.errors import ConfigError
+
+# Scales below this would overflow their reciprocal in float32; a group of zeros or denormals gets it.
+SMALLEST_SCALE = 1e-12
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Format, granularity and zero mode of one tensor.
+
+    Attributes:
+        format: name of a number format, e.g. ``uint4``.
+        granularity: ``tensor`` (one scale) or ``channel`` (one for each output channel; weights only).
+        zero: ``asymmetric`` (zero point from the range), ``symmetric`` (fixed at the grid's middle), or ``none`` (zero is code 0;
+            for softmax outputs, which must represent 0 exactly and are never negative).
+    """
+
+    format: str = "uint8"
+    granularity: Literal["tensor", "channel"] = "tensor"
+    zero: Literal["asymmetric", "symmetric", "none"] = "asymmetric"
+
+    def __post_init__(self) -> None:
+        if not self.number_format.low <= 0 <= self.number_format.high:
+            raise ConfigError(f"format '{self.format}'", "a grid that holds zero")
+
+    @property
+    def number_format(self) -> AbstractFormat:
+        return parse(self.format)
+
+    @property
+    def bits(self) -> int:
+        return self.number_format.bits
+
+    def affine(self, low: torch.Tensor, high: torch.Tensor) -> Affine:
+        """Return the affine map whose grid covers ``[low, high]`` (and zero); all tensors of one shape, float32.
+
+        Zero is always inside the range, so that padding and pruned weights stay exact and the zero point fits the grid
+        (the official code leaves it out of ``delta`` but not of the zero point, research 1.2; here both agree).
+        """
+        grid = self.number_format
+        low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+        if self.zero == "symmetric":
+            middle = (grid.low + grid.high + 1) / 2
+            scale = torch.maximum(-low, high) / (grid.high - middle)
+            scale = scale.clamp(min=SMALLEST_SCALE)
+            return Affine(scale, torch.full_like(scale, middle))
+        if self.zero == "none":
+            scale = (high / grid.high).clamp(min=SMALLEST_SCALE)
+            return Affine(scale, torch.zeros_like(scale))
+        scale = ((high - low) / (grid.high - grid.low)).clamp(min=SMALLEST_SCALE)
+        zero_point = (grid.low - low / scale).round().clamp(grid.low, grid.high)
+        return Affine(scale, zero_point)

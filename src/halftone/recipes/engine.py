@@ -1,0 +1,152 @@
+"""Run a recipe on a pipeline: record, plan, then the steps in order."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from halftone.calibrate.record import record
+from halftone.calibrate.sampling import denoiser
+from halftone.calibrate.trajectory import Trajectory
+from halftone.foundation.build import plain
+from halftone.foundation.errors import ConfigError
+from halftone.foundation.files import write_atomically
+from halftone.foundation.registry import make
+from halftone.methods.contract import Run, StepReport
+from halftone.models.concatenation import concatenated_inputs
+from halftone.models.fingerprint import fingerprint
+from halftone.models.policy import make_plan
+from halftone.models.quant_model import QuantModel
+from halftone.models.roles import architecture
+from halftone.nn import QuantizedLayer
+from halftone.recipes.recipe import Recipe
+
+
+@dataclass
+class Quantized:
+    """The outcome of a recipe: the denoiser (changed in place) and what happened."""
+
+    module: nn.Module
+    recipe: Recipe
+    identity: dict[str, Any]
+    reports: dict[str, StepReport] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """Return all of it but the module, JSON-safe."""
+        return {
+            "recipe": plain(self.recipe),
+            "trajectory": self.identity,
+            "steps": {name: plain(report) for name, report in self.reports.items()},
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "layers": self.layers,
+        }
+
+
+def run_recipe(
+    pipe: DiffusionPipeline,
+    recipe: Recipe,
+    steps: int,
+    run: Run,
+    resume: bool = False,
+    each: Mapping[str, Sequence[Any]] | None = None,
+    roles: Path | None = None,
+) -> Quantized:
+    """Quantize the pipeline's denoiser in place.
+
+    Args:
+        steps: sampling steps of the calibration.
+        resume: go on with what an earlier run left in ``run.work``.
+        each: pipeline arguments with one value a trajectory, such as prompts.
+        roles: a role table for an architecture that has none.
+
+    Raises:
+        ConfigError: the denoiser is quantized already; or ``run.work`` holds another run's work, or any without ``resume``.
+        CalibrationError, MatchError: see the methods and the policy.
+    """
+    module = denoiser(pipe)
+    if any(isinstance(child, QuantizedLayer) for child in module.modules()):
+        raise ConfigError("model", "a float denoiser", "one that Halftone has quantized", "Load the original model.")
+    module.eval()
+    methods = recipe.methods()
+    found = architecture(module, roles)
+    plan = make_plan(module, found, recipe.policy)
+    _claim_work(run, resume, recipe, module, steps, each)
+    began = time.monotonic()
+    data = _trajectory(pipe, recipe, steps, run, each)
+    result = Quantized(module, recipe, data.identity, seconds={"record": time.monotonic() - began})
+    first = data.rows(slice(0, 1))
+    concatenated = concatenated_inputs(module, *first)
+    model = QuantModel.open(module, found, plan)
+    model.concatenated = concatenated
+    for name, method in methods.items():
+        began, run.step = time.monotonic(), name
+        run.progress.say(f"step {name}: {recipe.steps[name]['method']}")
+        result.reports[name] = method.apply(model, data, run)
+        result.seconds[name] = time.monotonic() - began
+    result.layers = _layers(model)
+    model.close()
+    return result
+
+
+def _layers(model: QuantModel) -> dict[str, dict[str, Any]]:
+    facts = {}
+    for path, planned in model.plan.layers.items():
+        facts[path] = {"role": planned.role, "inferred": planned.inferred, "kept": planned.scheme is None}
+        if planned.scheme is None:
+            continue
+        layer, weight = model.layer(path), model.originals[path]
+        error = (layer.dequantized_weight() - weight).norm() / weight.norm().clamp(min=1e-12)
+        facts[path]["weight_error"] = round(float(error), 5)
+    return facts
+
+
+def _trajectory(
+    pipe: DiffusionPipeline, recipe: Recipe, steps: int, run: Run, each: Mapping[str, Sequence[Any]] | None
+) -> Trajectory:
+    saved = run.work / "trajectory.safetensors" if run.work else None
+    if saved is not None and saved.exists():
+        return Trajectory.load(saved)
+    how = recipe.calibration
+    select = make("halftone.calibrate.select", how.select, "calibration.select")
+    data = record(pipe, select, how.samples, steps, run.seed, how.batch, run.progress, each, **how.arguments)
+    if saved is not None:
+        data.save(saved)
+        data = Trajectory.load(saved)
+    return data
+
+
+def _claim_work(
+    run: Run, resume: bool, recipe: Recipe, module: nn.Module, steps: int, each: Mapping[str, Sequence[Any]] | None
+) -> None:
+    """Make sure that the work folder is this run's: the same model, recipe, seed and prompts."""
+    if run.work is None:
+        return
+    facts = {
+        "recipe": plain(recipe),
+        "model": fingerprint(module),
+        "seed": run.seed,
+        "steps": steps,
+        "each": plain(dict(each or {})),
+    }
+    mine = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    claim = run.work / "claim.json"
+    if claim.exists():
+        theirs = json.loads(claim.read_text()).get("run")
+        if theirs != mine:
+            fix = f"Delete {run.work} or choose another output."
+            raise ConfigError(
+                str(run.work), "unfinished work of this very run", "that of another recipe, model or seed", fix
+            )
+        if not resume:
+            raise ConfigError(str(run.work), "no unfinished work", "some", "Go on with --resume, or delete the folder.")
+        return
+    run.work.mkdir(parents=True, exist_ok=True)
+    write_atomically(claim, json.dumps({"run": mine, "recipe": recipe.name}))

@@ -1,0 +1,186 @@
+"""A recipe: policy, calibration and steps, read strictly from YAML."""
+
+import copy
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from halftone.foundation.build import assigned, build, override
+from halftone.foundation.errors import ConfigError, suggest
+from halftone.foundation.registry import find, names as registered
+from halftone.methods.contract import AbstractMethod
+from halftone.models.policy import Rule
+
+BUDGETS = ("demo", "fast", "paper")
+_LIBRARY = "halftone.recipes.library"
+_INHERITANCE = ("extends", "drop", "set")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where the calibration samples come from.
+
+    Attributes:
+        select: a strategy of ``calibrate/select`` by name, or a mapping with its ``name`` and fields.
+        samples: denoiser inputs in all.
+        batch: trajectories drawn at a time.
+        arguments: further arguments of the pipeline (``eta``, ``guidance_scale``).
+    """
+
+    select: str | dict[str, Any] = "uniform"
+    samples: int = 1024
+    batch: int = 32
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the recipe is expected to reach on a zoo model; ``halftone quantize`` itself does not check it, the benchmarks do."""
+
+    model: str
+    budget: Literal["demo", "fast", "paper"]
+    measure: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe.
+
+    Attributes:
+        steps: by step name, in order, each a mapping of ``method`` (``room/name``) and the method's fields.
+        budgets: for ``demo`` and ``fast``, overrides of the paper's settings by dotted path.
+        expect: what it should reach.
+    """
+
+    name: str
+    title: str
+    paper: str
+    policy: tuple[Rule, ...]
+    steps: dict[str, dict[str, Any]]
+    calibration: Calibration = field(default_factory=Calibration)
+    budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    expect: tuple[Expectation, ...] = ()
+
+    def methods(self) -> dict[str, AbstractMethod]:
+        """Return the steps' methods, built, by step name.
+
+        Raises:
+            ConfigError: an unknown method or field, or steps in an order that cannot work.
+        """
+        made = {name: _method(name, dict(step)) for name, step in self.steps.items()}
+        if not made:
+            raise ConfigError(f"recipe {self.name}: steps", "at least one", "none")
+        _check_order(self, [step["method"] for step in self.steps.values()])
+        return made
+
+
+def _method(name: str, step: dict[str, Any]) -> AbstractMethod:
+    where = f"steps.{name}"
+    described = step.pop("method", None)
+    if not isinstance(described, str) or described.count("/") != 1:
+        raise ConfigError(f"{where}.method", "room/name, such as rounding/nearest", repr(described))
+    room, method = described.split("/")
+    rooms = ("transforms", "rounding", "reconstruct", "ranges")
+    if room not in rooms:
+        raise ConfigError(f"{where}.method", "a room of methods", room, suggest(room, rooms))
+    return build(find(f"halftone.methods.{room}", method), step, where)
+
+
+def _check_order(recipe: Recipe, methods: list[str]) -> None:
+    """Refuse recipes that contradict themselves before any work is done."""
+    rounds = [i for i, m in enumerate(methods) if m == "rounding/nearest"]
+    ranges = [i for i, m in enumerate(methods) if m.startswith("ranges/")]
+    where = f"recipe {recipe.name}: steps"
+    for i, method in enumerate(methods):
+        if method in ("rounding/gptq", "reconstruct/ada_round") and not any(j < i for j in rounds):
+            raise ConfigError(where, "rounding/nearest before " + method, "none", "It gives the scales that are kept.")
+        if method == "reconstruct/learned_steps" and not any(j < i for j in ranges):
+            raise ConfigError(where, "a ranges/ step before " + method, "none", "It gives the steps to start from.")
+        if method == "transforms/split_shortcut" and any(j < i for j in rounds):
+            raise ConfigError(where, "transforms before rounding", "split_shortcut after it")
+    wants_input = any((rule.input or rule.operands) and not rule.float_input for rule in recipe.policy)
+    floats = any(rule.float_input and rule.roles == "*" for rule in recipe.policy)
+    if ranges and not wants_input:
+        raise ConfigError(where, "a policy with an input spec", "activation ranges for a weight-only policy")
+    if wants_input and not floats and not ranges:
+        raise ConfigError(where, "a ranges/ step", "none, but the policy quantizes inputs")
+
+
+def names() -> list[str]:
+    """Return the names of the recipes that come with Halftone."""
+    files = resources.files(_LIBRARY).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load(source: str, budget: str = "paper", overrides: list[str] | None = None, seen: tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe called ``source``, or in the file ``source``, at a budget, with ``path=value`` overrides.
+
+    Raises:
+        ConfigError: unknown recipe, key or budget (with a suggestion), or a recipe that contradicts itself.
+    """
+    if budget not in BUDGETS:
+        raise ConfigError("budget", "one of " + ", ".join(BUDGETS), budget, suggest(budget, BUDGETS))
+    data = _resolve(source, seen)
+    data = assigned(data, (data.get("budgets") or {}).get(budget, {}))
+    if overrides:
+        data = override(data, overrides, new_keys=True)
+    recipe = build(Recipe, data, f"recipe {data.get('name', source)}")
+    unknown = set(recipe.budgets) - set(BUDGETS)
+    if unknown:
+        raise ConfigError(f"recipe {recipe.name}: budgets", "demo, fast or paper", ", ".join(sorted(unknown)))
+    recipe.methods()
+    return recipe
+
+
+def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """Return the recipe's plain data with ``extends``, ``drop`` and ``set`` carried out."""
+    if source in seen:
+        raise ConfigError(f"recipe {source}", "no circle in extends", " -> ".join((*seen, source)))
+    data = _read(source)
+    inheritance = {key: data.pop(key) for key in _INHERITANCE if key in data}
+    if "extends" not in inheritance:
+        if inheritance:
+            raise ConfigError(f"recipe {source}", "extends beside drop and set", ", ".join(inheritance))
+        return data
+    merged = copy.deepcopy(_resolve(str(inheritance["extends"]), (*seen, source)))
+    for step in inheritance.get("drop", []):
+        if step not in merged["steps"]:
+            fix = suggest(str(step), merged["steps"])
+            raise ConfigError(f"recipe {source}: drop", "a step of the extended recipe", str(step), fix)
+        del merged["steps"][step]
+        for changes in (merged.get("budgets") or {}).values():
+            for path in [path for path in changes if path.startswith(f"steps.{step}.")]:
+                del changes[path]
+    merged = assigned(merged, inheritance.get("set") or {})
+    merged.pop("expect", None)
+    return {**merged, **data}
+
+
+def _read(source: str) -> dict[str, Any]:
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError(f"recipe file {source}", "a readable YAML file", "nothing there")
+        text = path.read_text(encoding="utf-8", errors="replace")
+    elif source in names():
+        text = resources.files(_LIBRARY).joinpath(f"{source}.yaml").read_text()
+    else:
+        raise ConfigError("recipe", "a known recipe or a .yaml file", source, suggest(source, names()))
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {source}", "valid YAML", str(error).replace("\n", " ")) from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe {source}", "a mapping", type(data).__name__)
+    return data
+
+
+def methods_by_room() -> dict[str, list[str]]:
+    """Return every method's name by room, for help texts."""
+    rooms = ("transforms", "rounding", "reconstruct", "ranges")
+    return {room: registered(f"halftone.methods.{room}") for room in rooms}

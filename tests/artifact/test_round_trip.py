@@ -1,0 +1,198 @@
+"""Save, load, save: identical bytes, identical outputs, exact scales in any dtype."""
+
+import copy
+import filecmp
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from torch import nn
+
+from halftone.artifact import attach, denoiser, described, load_pipeline, save_pipeline, sizes
+from halftone.foundation.errors import ConfigError, OutputError
+from halftone.nn import AttentionOperands, QuantConv2d, QuantizedLayer
+from halftone.nn.layers import quantized_layers
+
+Call = Callable[[nn.Module], torch.Tensor]
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def assert_same(one: Path, other: Path) -> None:
+    files = sorted(file.relative_to(one) for file in one.rglob("*") if file.is_file())
+    assert files == sorted(file.relative_to(other) for file in other.rglob("*") if file.is_file())
+    for file in files:
+        assert filecmp.cmp(one / file, other / file, shallow=False), file
+
+
+def test_save_load_save(saved: Path, tmp_path: Path) -> None:
+    assert_same(saved, save_pipeline(load_pipeline(saved), tmp_path / "again"))
+
+
+def test_diffusers_own_functions_write_the_same_weights(pipe: DDIMPipeline, saved: Path, tmp_path: Path, call: Call) -> None:
+    pipe.save_pretrained(tmp_path / "theirs")
+    assert filecmp.cmp(tmp_path / "theirs" / WEIGHTS, saved / WEIGHTS, shallow=False)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "theirs")
+    assert torch.equal(call(loaded.unet), call(pipe.unet))
+    assert described(loaded.unet) == described(pipe.unet)
+
+
+def test_outputs_are_bit_exact(pipe: DDIMPipeline, saved: Path, call: Call) -> None:
+    loaded = load_pipeline(saved)
+    assert torch.equal(call(loaded.unet), call(pipe.unet))
+    assert call(loaded.unet).std() > 0
+
+
+def test_the_loaded_model_holds_codes_only(pipe: DDIMPipeline, saved: Path) -> None:
+    unet = load_pipeline(saved).unet
+    layers = dict(quantized_layers(unet))
+    assert layers.keys() == dict(quantized_layers(pipe.unet)).keys()
+    assert all(layer.weight.dtype == torch.uint8 and layer.engine == "auto" for layer in layers.values())
+    assert type(unet.conv_in) is nn.Conv2d
+    split = [layer for layer in layers.values() if len(layer.segments) == 2]
+    assert split and all(layer.input_scale.shape == (2,) for layer in split)
+    assert any(isinstance(module, AttentionOperands) and module.active for module in unet.modules())
+
+
+def test_bfloat16_keeps_scales_exact(pipe: DDIMPipeline, saved: Path, tmp_path: Path, call: Call) -> None:
+    loaded = load_pipeline(saved, dtype=torch.bfloat16)
+    assert loaded.unet.dtype == torch.bfloat16 == loaded.unet.conv_in.weight.dtype
+    before = pipe.unet.state_dict()
+    for name, tensor in loaded.unet.state_dict().items():
+        if name.endswith(("_scale", "_zero_point")) or before[name].dtype == torch.uint8:
+            assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]), name
+        else:
+            assert tensor.dtype == torch.bfloat16, name
+    assert call(loaded.unet).dtype == torch.bfloat16
+    assert (call(loaded.unet).float() - call(pipe.unet)).abs().max() < 0.1 * call(pipe.unet).abs().max()
+    # The kept parts are bfloat16 now, and that is what is saved and vouched for.
+    again = load_pipeline(save_pipeline(loaded, tmp_path / "bf16"), dtype=torch.bfloat16)
+    assert torch.equal(call(again.unet), call(loaded.unet))
+
+
+def test_casting_is_refused_moving_is_not(unet: UNet2DModel) -> None:
+    with pytest.raises(ValueError, match="dtype"):
+        unet.to(torch.float16)
+    assert unet.to("cpu") is unet
+    assert unet.dtype == torch.float32
+
+
+def test_loading_never_makes_float_weights(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.dtype] = []
+    allocate = QuantizedLayer.allocate
+
+    def watched(self: QuantizedLayer, *args: object) -> None:
+        assert self.weight.is_meta
+        allocate(self, *args)
+        made.append(self.weight.dtype)
+
+    monkeypatch.setattr(QuantizedLayer, "allocate", watched)
+    load_pipeline(saved)
+    assert made and set(made) == {torch.uint8}
+
+
+def test_saving_over_the_folder_it_came_from(saved: Path, call: Call) -> None:
+    loaded = load_pipeline(saved)
+    before = call(loaded.unet)
+    loaded.save_pretrained(saved)  # in place: the tensors must not be windows on the file
+    assert torch.equal(call(load_pipeline(saved).unet), before)
+
+
+def test_saving_refuses_and_replaces(pipe: DDIMPipeline, saved: Path) -> None:
+    with pytest.raises(OutputError, match="overwrite"):
+        save_pipeline(pipe, saved)
+    save_pipeline(pipe, saved, overwrite=True)
+    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
+
+
+def test_sharded(pipe: DDIMPipeline, tmp_path: Path, call: Call) -> None:
+    pipe.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
+    assert len(list((tmp_path / "shards/unet").glob("*.safetensors"))) > 1
+    assert torch.equal(call(load_pipeline(tmp_path / "shards").unet), call(pipe.unet))
+
+
+def test_copies_save_themselves(unet: UNet2DModel, tmp_path: Path) -> None:
+    for twin in (copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))):
+        twin.conv_in.bias.data += 1
+        twin.save_pretrained(tmp_path / "twin")
+        loaded = UNet2DModel.from_pretrained(tmp_path / "twin")
+        assert torch.equal(loaded.conv_in.bias, twin.conv_in.bias)
+        assert described(loaded).checksum != described(unet).checksum
+
+
+def test_a_change_after_attach_is_described_when_saved(unet: UNet2DModel, tmp_path: Path, call: Call) -> None:
+    name, layer = next((n, m) for n, m in quantized_layers(unet) if isinstance(m, QuantConv2d))
+    layer.release(layer.dequantized_weight())
+    unet.save_pretrained(tmp_path / "changed")
+    loaded = UNet2DModel.from_pretrained(tmp_path / "changed")
+    assert name in described(loaded).ignore and name not in described(loaded).schemes
+    assert torch.equal(call(loaded), call(unet))
+
+
+def test_a_site_without_a_scale_is_float(unet: UNet2DModel, tmp_path: Path, call: Call) -> None:
+    name, layer = next(quantized_layers(unet))
+    layer.set_site_affine("input", None)
+    unet.save_pretrained(tmp_path / "weight_only")
+    loaded = UNet2DModel.from_pretrained(tmp_path / "weight_only")
+    assert described(loaded).schemes[name].input is None
+    assert torch.equal(call(loaded), call(unet))
+
+
+def test_pickle_is_not_written(unet: UNet2DModel, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="safe_serialization"):
+        unet.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+
+
+def test_attach_refuses(plain_unet: UNet2DModel, unet: UNet2DModel) -> None:
+    with pytest.raises(OutputError, match="at least one quantized layer"):
+        attach(UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)), {})
+    with pytest.raises(ConfigError, match="a diffusers model"):
+        attach(nn.Linear(2, 2), {})
+    next(quantized_layers(unet))[1].taps["input"] = lambda x: x
+    with pytest.raises(OutputError, match="calibrated"):
+        attach(unet, {})
+
+
+def test_a_float_model_is_not_quantized_by_the_config(unet: UNet2DModel, tmp_path: Path) -> None:
+    UNet2DModel.from_config({k: v for k, v in unet.config.items() if k != "quantization_config"}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="pre-quantized"):
+        UNet2DModel.from_pretrained(tmp_path, quantization_config=unet.config.quantization_config)
+
+
+def test_sizes(pipe: DDIMPipeline, saved: Path) -> None:
+    counted = sizes(pipe.unet, saved / "unet")
+    stored = sum(t.numel() * t.element_size() for t in pipe.unet.state_dict().values())
+    assert stored == sum(counted[key] for key in ("codes", "scales", "zero_points", "float"))
+    assert counted["minimum"] <= stored < counted["file"] == (saved / WEIGHTS).stat().st_size
+    floats = UNet2DModel.from_config({k: v for k, v in pipe.unet.config.items() if k != "quantization_config"})
+    assert counted["unquantized"] == 4 * sum(p.numel() for p in floats.parameters())
+
+
+def test_denoiser(pipe: DDIMPipeline) -> None:
+    assert denoiser(pipe) == ("unet", pipe.unet)
+
+    class Without(DiffusionPipeline):
+        def __init__(self, scheduler: DDIMScheduler) -> None:
+            super().__init__()
+            self.register_modules(scheduler=scheduler)
+
+    with pytest.raises(ConfigError, match="unet"):
+        denoiser(Without(DDIMScheduler()))
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_registration_before_and_after_diffusers(saved: Path, early: bool) -> None:
+    order = ["import diffusers; diffusers.UNet2DModel", "from halftone.artifact import register; register(); register()"]
+    code = "\n".join(order[::-1] if early else order) + f"""
+import sys
+print("torch" in sys.modules)
+from diffusers import UNet2DModel
+print(UNet2DModel.from_pretrained({str(saved / "unet")!r}).is_quantized)"""
+    if early:
+        code = code.replace("import diffusers", 'import sys; assert "torch" not in sys.modules; import diffusers')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[-1:] == ["True"], done.stderr
