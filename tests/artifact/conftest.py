@@ -44,7 +44,7 @@ def hold(layer: QuantizedLayer, scheme: Scheme, low: float = -3.0, high: float =
 
 
 def quantize_denoiser(denoiser: nn.Module, keep: tuple[str, ...] = ("conv_in", "conv_out")) -> None:
-    """Quantize all linears and convolutions but ``keep``; shortcuts of the up path in two segments; attention operands."""
+    """Quantize all layers but ``keep``, shortcuts of the up path in two segments, and all attention operands."""
     chosen = (nn.Linear, nn.Conv2d)
     paths = [path for path, module in denoiser.named_modules() if isinstance(module, chosen) and path not in keep]
     for path, layer in replace_layers(denoiser, paths).items():
@@ -96,6 +96,12 @@ def unet(plain_unet: UNet2DModel) -> UNet2DModel:
 
 
 @pytest.fixture
+def quantized() -> Callable[[nn.Module], None]:
+    """Quantize a denoiser in place."""
+    return quantize_denoiser
+
+
+@pytest.fixture
 def conditional_unet() -> UNet2DConditionModel:
     """A quantized UNet with cross-attention, which takes adapters through diffusers."""
     unet = UNet2DConditionModel(
@@ -138,6 +144,8 @@ def call() -> Callable[[nn.Module], torch.Tensor]:
         if isinstance(denoiser, UNet2DConditionModel):
             arguments.append(context)
         with torch.no_grad():
-            return denoiser(*[part.to(denoiser.dtype) if part.is_floating_point() else part for part in arguments]).sample
+            return denoiser(
+                *[part.to(denoiser.dtype) if part.is_floating_point() else part for part in arguments]
+            ).sample
 
     return run

@@ -1,4 +1,4 @@
-"""Every way in which an artifact can be damaged, foreign or hostile has its own error, and nothing in it is executed."""
+"""Every way to be damaged, foreign or hostile has its own error, and nothing in an artifact is executed."""
 
 import json
 import pickle
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMPipeline, DiffusionPipeline
+from diffusers.quantizers.base import DiffusersQuantizer
 from safetensors.torch import load_file, save_file
 
 from halftone.artifact import check_folder, load_pipeline
@@ -149,6 +150,7 @@ def test_pickled_weights(saved: Path, beside: bool, tmp_path: Path, monkeypatch:
     assert not Path("exploded").exists()
 
 
+@pytest.mark.skipif(not hasattr(DiffusersQuantizer, "maybe_update_loaded_keys"), reason="diffusers does not ask")
 def test_tensors_in_pickle_are_refused_by_diffusers_too(saved: Path) -> None:
     torch.save(load_file(saved / WEIGHTS), saved / "unet/diffusion_pytorch_model.bin")
     (saved / WEIGHTS).unlink()
@@ -213,7 +215,12 @@ def test_no_method(saved: Path) -> None:
         (lambda q: q.update(ignore=["nowhere"]), "nowhere"),
         (lambda q: q.update(checksum="md5:0"), "checksum"),
         (lambda q: q.update(checksum="sha256:0"), "checksum"),
-        (lambda q: q["attention_operands"].update({"conv_in": {"q": next(iter(q["attention_operands"].values()))["q"]}}), "conv_in"),
+        (
+            lambda q: q["attention_operands"].update(
+                {"conv_in": {"q": next(iter(q["attention_operands"].values()))["q"]}}
+            ),
+            "conv_in",
+        ),
         (lambda q: next(iter(q["attention_operands"].values())).update(x={}), "some of q, k, v, probs"),
     ],
 )
@@ -238,7 +245,11 @@ def test_an_architecture_that_does_not_fit(saved: Path) -> None:
 
 @pytest.mark.parametrize("entry", [["diffusers"], [1, 2], "x" * 3])
 def test_odd_components(saved: Path, entry: Any) -> None:
-    edit(saved, lambda index: index.update({"../unet": ["diffusers", "UNet2DModel"], "scheduler": entry}), "model_index.json")
+    edit(
+        saved,
+        lambda index: index.update({"../unet": ["diffusers", "UNet2DModel"], "scheduler": entry}),
+        "model_index.json",
+    )
     refused(saved, "component's library and class")
 
 
@@ -284,7 +295,7 @@ generator, outcomes = random.Random(0), []
 for name in ["{WEIGHTS}", "{CONFIG}"]:
     file = pathlib.Path({str(saved)!r}) / name
     whole = file.read_bytes()
-    for _ in range(12):
+    for _ in range(8):
         damaged = bytearray(whole)
         for _ in range(generator.choice([1, 20])):
             damaged[generator.randrange(len(damaged) if "json" in name else 20_000)] = generator.randrange(256)
@@ -299,4 +310,4 @@ print(len(outcomes))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     # Not all: a letter of a note may change unnoticed.
-    assert int(done.stdout.split()[-1]) >= 18
+    assert int(done.stdout.split()[-1]) >= 12

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from halftone.artifact.checksum import checksum
 from halftone.formats import Affine
-from halftone.nn import QuantLinear, Scheme
+from halftone.nn import QuantConv2d, QuantLinear, Scheme
 from halftone.quant import QuantSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_unet.json"
@@ -42,10 +42,23 @@ def test_packed_rows(bits: int, first: str, second: str) -> None:
     assert layer.dequantized_weight()[0].tolist() == [(code - 1) * 0.5 for code in codes[0].tolist()]
 
 
+def test_a_convolution_packs_channel_row_column() -> None:
+    layer = QuantConv2d(2, 1, (1, 3), bias=False)
+    codes = torch.arange(1, 7, dtype=torch.uint8).view(1, 2, 1, 3)
+    layer.hold(
+        codes, Affine(torch.ones(2, 1), torch.zeros(2, 1)), Scheme(QuantSpec("uint4", "channel"), segments=(1, 1))
+    )
+    state = layer.state_dict()
+    assert state["weight"].shape == (1, 3, 1, 1) and state["weight"].numpy().tobytes().hex() == "214365"
+    assert state["weight_scale"].shape == state["weight_zero_point"].shape == (2, 1)
+    assert torch.equal(layer.codes(), codes)
+
+
 def test_the_worked_example_of_the_documentation() -> None:
     layer = QuantLinear(5, 1, bias=False)
     spec = QuantSpec("uint4", "channel")
-    layer.hold(torch.tensor([[9, 0, 15, 7, 8]], dtype=torch.uint8), Affine(torch.tensor([[0.5]]), torch.tensor([[8.0]])), Scheme(spec))
+    codes = torch.tensor([[9, 0, 15, 7, 8]], dtype=torch.uint8)
+    layer.hold(codes, Affine(torch.tensor([[0.5]]), torch.tensor([[8.0]])), Scheme(spec))
     assert layer.weight.numpy().tobytes() == bytes([0x09, 0x7F, 0x08])
     assert layer.dequantized_weight().tolist() == [[0.5, -4.0, 3.5, -0.5, 0.0]]
 

@@ -1,4 +1,4 @@
-"""The reader of ``quantization_config``: what is written is read back, and whatever else is given, only ArtifactError comes out."""
+"""The reader of ``quantization_config``: what is written is read back; from anything else comes ArtifactError only."""
 
 import copy
 import json
@@ -29,12 +29,16 @@ SCHEMES = st.builds(
 )
 PATHS = st.text("abc.01_", min_size=1, max_size=8)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6)
-JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3))
+JSON = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+)
 FREE = st.dictionaries(st.text(max_size=6), JSON, max_size=3)
 
 
 @given(st.data(), st.dictionaries(PATHS, SCHEMES, min_size=1, max_size=6), FREE, st.none() | FREE, FREE)
-def test_what_is_written_is_read_back(data: st.DataObject, schemes: Any, recipe: Any, trajectory: Any, notes: Any) -> None:
+def test_what_is_written_is_read_back(
+    data: st.DataObject, schemes: Any, recipe: Any, trajectory: Any, notes: Any
+) -> None:
     ignore = tuple(path for path in data.draw(st.lists(PATHS, unique=True, max_size=3)) if path not in schemes)
     sites = st.dictionaries(st.sampled_from(["q", "k", "v", "probs"]), SPECS, min_size=1)
     operands = data.draw(st.dictionaries(PATHS, sites, max_size=2))
@@ -58,7 +62,9 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 PLACES = places(GOLDEN)[1:]
-ODD = st.sampled_from([10**400, -1, True, float("nan"), "uint4", "uint٤", "asymmetric", "os.system", [], {}, [[]], "conv_in"])
+ODD = st.sampled_from(
+    [10**400, -1, True, float("nan"), "uint4", "uint٤", "asymmetric", "os.system", [], {}, [[]], "conv_in"]
+)
 
 
 def mutate(data: st.DataObject) -> Any:
@@ -128,5 +134,7 @@ def test_deep_documents() -> None:
 def test_messages_name_the_key() -> None:
     broken = copy.deepcopy(GOLDEN)
     broken["config_groups"]["group_0"]["weights"]["zero"] = "middle"
-    with pytest.raises(ArtifactError, match=r"quantization_config\.config_groups\.group_0\.weights\.zero: expected one of"):
+    with pytest.raises(
+        ArtifactError, match=r"quantization_config\.config_groups\.group_0\.weights\.zero: expected one of"
+    ):
         parse(broken)

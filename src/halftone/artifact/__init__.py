@@ -1,4 +1,4 @@
-"""A quantized denoiser in files: the schema, saving and loading through diffusers, checks. Specified in docs/artifact.md.
+"""A quantized denoiser in files: schema, saving and loading through diffusers, checks. Specified in docs/artifact.md.
 
 Names are imported on first use: ``register`` is called by ``import halftone``, which must not import torch.
 """
@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halftone.artifact.accounting import sizes
     from halftone.artifact.diffusers_loader import HalftoneConfig, attach, described
     from halftone.artifact.folder import check_folder
     from halftone.artifact.pipeline import denoiser, load_pipeline, save_pipeline
     from halftone.artifact.registration import register
     from halftone.artifact.schema import Description
-    from halftone.artifact.accounting import sizes
 
 _ROOMS = {
     "HalftoneConfig": "diffusers_loader",

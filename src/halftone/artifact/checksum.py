@@ -1,4 +1,4 @@
-"""One checksum over all tensors of a denoiser; whoever has the file can compute it with a few lines (docs/artifact.md)."""
+"""One checksum over all tensors of a denoiser; a few lines compute it from the file alone (docs/artifact.md)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ _DTYPES = {
 
 
 def tensor_line(name: str, tensor: torch.Tensor) -> str:
-    """Return the line of one tensor: name, dtype, shape and the SHA-256 of its little-endian bytes in row-major order."""
+    """Return one tensor's line: name, dtype, shape and the SHA-256 of its bytes, little-endian and row-major."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    digest = hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    digest = hashlib.sha256(flat.numpy().data).hexdigest()
     dtype = _DTYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     return f"{name} {dtype} [{','.join(map(str, tensor.shape))}] {digest}\n"
 

@@ -1,7 +1,7 @@
 """How diffusers loads and saves a Halftone denoiser: a quantization config and a quantizer, known to it by name.
 
-Only :mod:`halftone.artifact.registration` imports this file when diffusers itself is being imported, so nothing here may
-import diffusers' models at module level: what needs the models is imported where it is used.
+:mod:`halftone.artifact.registration` imports this file while diffusers itself is being imported, so nothing here may
+import diffusers' models at module level: what needs them is imported where it is used.
 """
 
 import json
@@ -101,7 +101,9 @@ class HalftoneQuantizer(DiffusersQuantizer):
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         if isinstance(device_map, dict) and "disk" in device_map.values():
-            raise ConfigError("device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk.")
+            raise ConfigError(
+                "device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk."
+            )
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: Any) -> list[str]:
         files = checkpoint_files if isinstance(checkpoint_files, list | tuple) else []
@@ -124,7 +126,9 @@ class HalftoneQuantizer(DiffusersQuantizer):
     def check_if_quantized_param(self, *args: Any, **kwargs: Any) -> bool:
         return True  # float tensors too: all of them are hashed
 
-    def check_quantized_param_shape(self, param_name: str, current_param: torch.Tensor, loaded_param: torch.Tensor) -> bool:
+    def check_quantized_param_shape(
+        self, param_name: str, current_param: torch.Tensor, loaded_param: torch.Tensor
+    ) -> bool:
         if current_param.shape != loaded_param.shape:
             raise ArtifactError(f"tensor '{param_name}'", str(list(current_param.shape)), str(list(loaded_param.shape)))
         return True
@@ -246,7 +250,7 @@ def attach(
 
 
 def described(denoiser: nn.Module) -> Description | None:
-    """Return what a denoiser that was loaded or attached says about itself (recipe, trajectory ...), or None if float."""
+    """Return what a denoiser that was loaded or attached says about itself (recipe ...), or None if it is float."""
     quantizer = getattr(denoiser, "hf_quantizer", None)
     return quantizer.quantization_config.description if isinstance(quantizer, HalftoneQuantizer) else None
 
@@ -279,5 +283,3 @@ def _check_numbers(model: nn.Module) -> None:
 def _without(names: list[str]) -> str:
     shown = ", ".join(sorted(names)[:3])
     return f"none for {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-

@@ -21,10 +21,10 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def load_pipeline(source: str | Path, **kwargs: Any) -> "DiffusionPipeline":
-    """Return the diffusers pipeline at ``source``, float or quantized: ``DiffusionPipeline.from_pretrained`` with errors
-    that say where, what was expected, what was found and what to do.
+    """Return the diffusers pipeline at ``source``, float or quantized.
 
-    A folder is checked before anything in it is loaded. ``dtype`` is understood whatever the version of diffusers.
+    This is ``DiffusionPipeline.from_pretrained`` with errors that say what was expected and what to do. A folder is
+    checked before anything in it is loaded. ``dtype`` is understood whatever the version of diffusers.
 
     Args:
         source: a folder or a hub id.

@@ -14,8 +14,8 @@ _TABLES = "diffusers.quantizers.auto"
 def register() -> None:
     """Enter Halftone's config and quantizer into diffusers' tables, now or as soon as diffusers is imported.
 
-    Importing diffusers takes seconds, which ``halftone --help`` need not pay; so where it is not imported yet, its tables
-    are completed right after they come into being. Calling this again changes nothing.
+    Importing diffusers takes seconds, which ``halftone --help`` need not pay; so where it is not imported yet, its
+    tables are completed right after they come into being. Calling this again changes nothing.
     """
     if _TABLES in sys.modules:
         _enter(sys.modules[_TABLES])
@@ -33,7 +33,9 @@ def _enter(tables: ModuleType) -> None:
 class _AfterImport(MetaPathFinder):
     """Finds nothing itself; lets the ordinary finders find diffusers' tables, and enters ours once they have run."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != _TABLES:
             return None
         sys.meta_path.remove(self)

@@ -82,7 +82,7 @@ def to_json(description: Description) -> dict[str, Any]:
 
 
 def _group_json(scheme: Scheme, paths: list[str]) -> dict[str, Any]:
-    group = {
+    group: dict[str, Any] = {
         "targets": paths,
         "weights": _spec_json(scheme.weight),
         "input_activations": None if scheme.input is None else _spec_json(scheme.input),
@@ -223,7 +223,9 @@ def _mapping(where: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _check_keys(where: str, data: dict[str, Any], required: set[str], optional: frozenset[str] | set[str] = frozenset()) -> None:
+def _check_keys(
+    where: str, data: dict[str, Any], required: set[str], optional: frozenset[str] | set[str] = frozenset()
+) -> None:
     known = required | optional
     for key in data:
         if key not in known:

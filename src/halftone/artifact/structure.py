@@ -106,9 +106,11 @@ def prepare(denoiser: nn.Module, description: Description) -> None:
     try:
         layers = replace_layers(denoiser, description.schemes)
     except HalftoneError as error:
-        raise ArtifactError("quantization_config.config_groups", error.expected, f"{error.where}: {error.got}") from error
-    for path, layer in layers.items():
-        layer.allocate(description.schemes[path])
+        raise ArtifactError(
+            "quantization_config.config_groups", error.expected, f"{error.where}: {error.got}"
+        ) from error
+    for path, quantized in layers.items():
+        quantized.allocate(description.schemes[path])
     for path, specs in description.operands.items():
         # Under the device of the rest, which is meta while loading.
         with next(denoiser.parameters()).device:

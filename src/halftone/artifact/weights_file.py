@@ -1,4 +1,4 @@
-"""Checks of safetensors files that read their headers only, so that a damaged file has a clear error before it is loaded."""
+"""Checks of safetensors files that read headers only, so that a damaged file has a clear error before it is loaded."""
 
 import json
 import math
@@ -35,7 +35,9 @@ def read_header(path: Path) -> dict[str, Stored]:
             start = file.read(8)
             size = int.from_bytes(start, "little")
             if len(start) < 8 or size > min(_LONGEST_HEADER, length - 8):
-                raise ArtifactError(str(path), "a whole safetensors file", f"{length} bytes that do not hold its header")
+                raise ArtifactError(
+                    str(path), "a whole safetensors file", f"{length} bytes that do not hold its header"
+                )
             header = json.loads(file.read(size))
     except OSError as error:
         raise ArtifactError(str(path), "a readable file", error.strerror or str(error)) from error

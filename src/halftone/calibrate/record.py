@@ -1,5 +1,6 @@
 """Record a trajectory: one hook on the denoiser while the float pipeline samples, so that any pipeline serves."""
 
+import contextlib
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from halftone.calibrate.sampling import batches, denoiser, protocol, quiet
+from halftone.calibrate.sampling import batches, denoiser, last_step, protocol, quiet
 from halftone.calibrate.select_contract import AbstractSelect
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.errors import CalibrationError
@@ -65,7 +66,7 @@ def count_calls(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any
 
     handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        with quiet(pipe), torch.no_grad():
+        with quiet(pipe), last_step(pipe.scheduler), torch.no_grad():
             pipe(**arguments, num_inference_steps=steps, output_type="np")
     finally:
         handle.remove()
@@ -106,13 +107,11 @@ def record(
     handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
     task = (progress or Progress(enabled=False)).task("recording calls", sum(wanted.values()), "samples")
     try:
-        with task, quiet(pipe), torch.no_grad():
+        with task, quiet(pipe), last_step(pipe.scheduler), torch.no_grad():
             for arguments in batches(pipe, most, seed, batch, repeated, call, "calibration"):
                 before, hook.index = sum(hook.missing.values()), 0
-                try:
+                with contextlib.suppress(_Stop):
                     pipe(**arguments, num_inference_steps=steps, output_type="np")
-                except _Stop:
-                    pass
                 task.advance(before - sum(hook.missing.values()))
                 if not any(hook.missing.values()):
                     break

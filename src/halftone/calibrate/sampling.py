@@ -1,6 +1,7 @@
 """Drive any diffusers pipeline so that each sample has its own random stream.
 
-Its noise then depends neither on the batch size nor on its neighbours, and two models given equal seeds start from equal noise.
+Its noise then depends neither on the batch size nor on its neighbours, and two models given equal seeds start from
+equal noise.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from torch import nn
 from halftone.foundation.errors import ConfigError, MatchError
 from halftone.foundation.seeds import generator
 
-# Values of one sample that a caller may give once for all samples; a pipeline without ``batch_size`` counts its samples by them.
+# Arguments with one value a sample, which a caller may give once for all; pipelines without ``batch_size`` count them.
 _REPEATED = ("prompt", "negative_prompt", "class_labels")
 
 
@@ -138,7 +139,10 @@ def batches(
     call: dict[str, Any],
     stream: str = "sample",
 ) -> Iterator[dict[str, Any]]:
-    """Yield the keyword arguments of each pipeline call; ``stream`` names the noise, so that calibration and evaluation differ."""
+    """Yield the keyword arguments of each pipeline call.
+
+    ``stream`` names the noise: evaluation draws other noise than calibration from the same seed.
+    """
     if count < 1 or batch < 1:
         raise ConfigError("sample", "at least one sample and a batch of at least 1", f"{count} and {batch}")
     options = inspect.signature(type(pipe).__call__).parameters

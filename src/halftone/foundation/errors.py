@@ -1,14 +1,14 @@
 """Every error a user can meet, and the shape of its message: where - expected - got - how to fix.
 
-    HalftoneError
-      ConfigError        unknown key, wrong type, contradictory recipe, bad option
-      MatchError         a pattern or role matched nothing, or left a layer over
-      FormatError        a value or shape that a number format cannot hold
-      KernelError        no kernel of the wanted engine serves this layer or machine
-      CalibrationError   no data, NaN or constant statistics
-      ArtifactError      a saved model that is damaged, foreign, or newer than this program
-      OutputError        the output cannot be written (exists, disk full, no permission)
-      MissingExtra       an optional package is absent
+HalftoneError
+  ConfigError        unknown key, wrong type, contradictory recipe, bad option
+  MatchError         a pattern or role matched nothing, or left a layer over
+  FormatError        a value or shape that a number format cannot hold
+  KernelError        no kernel of the wanted engine serves this layer or machine
+  CalibrationError   no data, NaN or constant statistics
+  ArtifactError      a saved model that is damaged, foreign, or newer than this program
+  OutputError        the output cannot be written (exists, disk full, no permission)
+  MissingExtra       an optional package is absent
 """
 
 import difflib

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -22,8 +23,8 @@ _FLAGS = {
 def machine_report() -> dict:
     """Return what ``halftone doctor`` shows, JSON-safe.
 
-    ``torch``, ``processor``, ``threads``, ``cpu_capability``, ``flags`` (name -> bool, None where this PyTorch cannot tell),
-    ``mkldnn``, ``cuda`` (device names) and ``engines`` (name -> None when it can run, else the reason).
+    ``torch``, ``processor``, ``threads``, ``cpu_capability``, ``flags`` (name -> bool, None where this PyTorch cannot
+    tell), ``mkldnn``, ``cuda`` (device names) and ``engines`` (name -> None when it can run, else the reason).
     """
     return {
         "torch": torch.__version__,
@@ -70,7 +71,7 @@ def unavailable(engine: str, weight_only: bool = False) -> str | None:
 def processor() -> str:
     """Return the name of the CPU."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
             for line in lines:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()

@@ -19,6 +19,9 @@ from torch.utils import _pytree as pytree
 
 from halftone.foundation.errors import CalibrationError
 
+# Functions that carry a tensor's value into Python, where the tape cannot follow.
+_TO_PYTHON = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -118,19 +121,9 @@ class _Recorder(TorchFunctionMode):
             return out
         if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(out)):
             self.note(func, args, kwargs, out)
-        elif isinstance(out, (bool, int, float)) and func.__name__ in (
-            "item",
-            "__bool__",
-            "__int__",
-            "__float__",
-            "tolist",
-        ):
-            if any(isinstance(a, torch.Tensor) and id(a) in self.known for a in args):
-                raise CalibrationError(
-                    "walk",
-                    "a denoiser whose forward does not branch on tensor values",
-                    f"a call of Tensor.{func.__name__}",
-                )
+        elif func.__name__ in _TO_PYTHON and any(isinstance(a, torch.Tensor) and id(a) in self.known for a in args):
+            expected = "a denoiser whose forward does not branch on tensor values"
+            raise CalibrationError("walk", expected, f"a call of Tensor.{func.__name__}")
         return out
 
 

@@ -35,8 +35,9 @@ class QuantizedLayer(SiteOwner):
     """The part that linears and convolutions share.
 
     Two states. *Float* (``scheme`` is None): the plain layer. *Quantized*: ``weight`` holds packed codes, uint8
-    ``[out, packed_size(in / groups * kernel)]``; ``weight_scale`` float32 ``[S, out]``; ``weight_zero_point`` uint8 ``[S, out]`` when
-    asymmetric; the site ``input`` has its own buffers.
+    ``[out, packed_size(in / groups * kernel)]``, of a convolution with two more axes of one, because PEFT tells
+    convolutions by the axes of their weight; ``weight_scale`` float32 ``[S, out]``; ``weight_zero_point`` uint8
+    ``[S, out]`` (codes of the zero points) when asymmetric; the site ``input`` has its own buffers.
 
     While calibrating, ``weight_trial`` (a callable that returns a float weight) and ``taps`` take the place of the stored numbers.
     """
@@ -113,7 +114,8 @@ class QuantizedLayer(SiteOwner):
         module: nn.Module = self  # type: ignore[assignment]
         for name in ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point"):
             module._buffers.pop(name, None)
-        module.weight = nn.Parameter(packed, requires_grad=False)
+        axes = [1] * (len(self.weight_shape) - 2)
+        module.weight = nn.Parameter(packed.view(*packed.shape, *axes), requires_grad=False)
         self.scheme = scheme
         self.site_specs = {"input": scheme.input} if scheme.input else {}
         self.site_segments = {"input": self.segments}
@@ -142,7 +144,7 @@ class QuantizedLayer(SiteOwner):
         """Return the weight's codes, uint8 of :attr:`weight_shape`."""
         assert self.scheme is not None
         count = torch.Size(self.weight_shape[1:]).numel()
-        return unpack(self.weight.data, self.scheme.weight.bits, count).view(self.weight_shape)
+        return unpack(self.weight.data.flatten(1), self.scheme.weight.bits, count).view(self.weight_shape)
 
     def operands(self) -> Operands:
         """Return the numbers a kernel needs."""

@@ -39,6 +39,10 @@ class Quantized:
     seconds: dict[str, float] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def roles(self) -> dict[str, str]:
+        """Return every layer's role by path; inferred ones end in ``?``."""
+        return {path: facts["role"] + ("?" if facts["inferred"] else "") for path, facts in self.layers.items()}
+
     def plain(self) -> dict[str, Any]:
         """Return all of it but the module, JSON-safe."""
         return {

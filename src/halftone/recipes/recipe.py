@@ -10,7 +10,8 @@ import yaml
 
 from halftone.foundation.build import assigned, build, override
 from halftone.foundation.errors import ConfigError, suggest
-from halftone.foundation.registry import find, names as registered
+from halftone.foundation.registry import find
+from halftone.foundation.registry import names as registered
 from halftone.methods.contract import AbstractMethod
 from halftone.models.policy import Rule
 

@@ -1,7 +1,6 @@
 """Train a denoiser on noise prediction: EMA, bf16 autocast, a checkpoint now and then, resume."""
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ class Training:
 def _write_atomically(state: dict, path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 class _Run:
@@ -43,7 +42,9 @@ class _Run:
         self.device = device
         self.model: nn.Module = pipe.unet.to(device).train()
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=1e-4
+        )
         self.signal = pipe.scheduler.alphas_cumprod.to(device)
         self.step, self.elapsed = 0, 0.0
         self.curve: list[dict] = []
@@ -97,7 +98,9 @@ class _Run:
         return loss.item()
 
 
-def train(pipe: DiffusionPipeline, data: torch.Tensor, training: Training, work: Path, device: str = "cpu", say=print) -> dict:
+def train(
+    pipe: DiffusionPipeline, data: torch.Tensor, training: Training, work: Path, device: str = "cpu", say=print
+) -> dict:
     """Train ``pipe.unet`` in place on ``data`` ``[N, C, H, W]`` in [-1, 1] and leave it with the averaged weights.
 
     ``work`` holds ``checkpoint.pt``; where it exists the training goes on from there, with the time already spent counted.

@@ -16,8 +16,8 @@ class FloatWeight(AbstractKernel):
     engine: ClassVar[str] = "torch"
     preference: ClassVar[int] = 10
     arithmetic: ClassVar[Literal["integer", "float", "simulated"]] = "float"
-    # The very call of the reference in float32. In bfloat16 or float16 the weight is rounded to that dtype, as any float
-    # model's is, and the dtype's own precision is the bound.
+    # The very call of the reference in float32. In bfloat16 or float16 the weight is rounded to that dtype, as that of
+    # any float model is, and the dtype's own precision is the bound.
     tolerance: ClassVar[float] = 1e-6
 
     def refusal(self, operation: Operation, operands: Operands) -> str | None:
@@ -26,8 +26,8 @@ class FloatWeight(AbstractKernel):
         return None
 
     def prepare(self, operation: Operation, operands: Operands) -> Prepared:
-        # One float copy, in the dtype last asked for. The codes stay to make another one: they cost a byte for each weight,
-        # a second float copy two or four.
+        # One float copy, in the dtype last asked for. The codes stay to make another one: they cost a byte for each
+        # weight, a second float copy two or four.
         prepared: dict[torch.dtype, Prepared] = {}
 
         def make(dtype: torch.dtype) -> Prepared:

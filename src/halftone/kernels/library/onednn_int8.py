@@ -1,11 +1,11 @@
 """Integer convolutions and linears on x86 CPUs, through the oneDNN operators that PyTorch ships.
 
-Inputs become uint8, weights are int8 (code minus zero point), sums are int32; one scale for each output channel is applied at the end.
+Inputs become uint8, weights are int8 (code minus zero point), sums are int32; each output channel is scaled at the end.
 
-Traps of these operators: int8 inputs fall to a reference path thousands of times slower, so codes are always unsigned; the best
-layout of a convolution's weight depends on the input's *shape*, and one in another layout is silently reordered at every call; a
-linear drops empty axes from its output's shape; and on CPUs without VNNI pairs of products saturate at 16 bits, so wide weights are
-refused there.
+Traps of these operators: int8 inputs fall to a reference path thousands of times slower, so codes are always unsigned;
+the best layout of a convolution's weight depends on the input's *shape*, and one in another layout is silently
+reordered at every call; a linear drops empty axes from its output's shape; and on CPUs without VNNI pairs of products
+saturate at 16 bits, so wide weights are refused there.
 
 Not differentiable: the output is detached from the input.
 """
@@ -56,10 +56,11 @@ class _Part:
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the uint8 codes of ``x`` (any float dtype), exactly as ``halftone.formats.affine`` defines them.
 
-        Adding a number of size 2**23 rounds half to even and leaves the code in the low byte, so four passes suffice. Measured on one
-        core for 32,768 and for 3,072 elements: 17 and 10 us; mul, round, add, clamp, to(uint8): 33 and 12 us (the float to uint8
-        conversion is the slow one); ``quantized_decomposed.quantize_per_tensor``: 52 us. ``torch.quantize_per_tensor`` takes 8 us, but
-        it is deprecated, and it fuses multiplication and addition: one code in 10**5 is off by one. So would ``torch.add(alpha=)``.
+        Adding a number of size 2**23 rounds half to even and leaves the code in the low byte, so four passes suffice.
+        Measured on one core for 32,768 and for 3,072 elements: 17 and 10 us. Multiply, round, add, clamp, to(uint8): 33
+        and 12 us (the conversion of float to uint8 is slow); ``quantized_decomposed.quantize_per_tensor``: 52 us.
+        ``torch.quantize_per_tensor`` takes 8 us, but it is deprecated, and it fuses multiplication and addition: one
+        code in 10**5 is off by one. So would ``torch.add(alpha=)`` be. A reused scratch buffer, or chunks, gained nothing.
         """
         scaled = x.mul(self.factor) if x.dtype is torch.float32 else x.float().mul_(self.factor)
         return scaled.add_(self.offset).clamp_(_MAGIC, _MAGIC + self.top).view(torch.int32).to(torch.uint8)
@@ -68,8 +69,8 @@ class _Part:
 class _ConvWeight:
     """An int8 convolution weight in the layouts that the shapes met so far are computed with.
 
-    The operators reorder a weight in any other layout at every call: 10 ms for one 3x3 convolution of 384 to 192 channels that
-    itself takes 0.1 ms. One layout serves most shapes, and only layouts in use are kept.
+    The operators reorder a weight in any other layout at every call: 10 ms for a 3x3 convolution of 384 to 192 channels
+    that itself takes 0.1 ms. One layout serves most shapes, and only layouts in use are kept.
     """
 
     def __init__(self, pack: Callable[[torch.Tensor, list[int] | None], torch.Tensor], weight: torch.Tensor) -> None:
@@ -102,8 +103,8 @@ class OnednnInt8(AbstractKernel):
     engine: ClassVar[str] = "torch"
     preference: ClassVar[int] = 20
     arithmetic: ClassVar[Literal["integer", "float", "simulated"]] = "integer"
-    # Integer sums are exact; a few float32 roundings follow (1e-7 each). The rest is the reference's own: its float32 sums
-    # drift with their length (1e-6 at 4608 terms), and more where an output is small beside its terms.
+    # Integer sums are exact; a few float32 roundings follow (1e-7 each). The rest is the reference's own: its float32
+    # sums drift with their length (2e-6 at 3,456 terms), and more where all outputs are small beside their terms.
     tolerance: ClassVar[float] = 1e-5
 
     def refusal(self, operation: Operation, operands: Operands) -> str | None:
@@ -125,15 +126,19 @@ class OnednnInt8(AbstractKernel):
         return None
 
     def prepare(self, operation: Operation, operands: Operands) -> Prepared:
+        shape = operands.codes.shape
+        bias = None if operands.bias is None else operands.bias.float()
+
+        def empty(x: torch.Tensor, operation: Operation = operation) -> torch.Tensor:
+            return float_call(operation, torch.empty(shape), bias)(x)
+
         operation, margins = _resolved_padding(operation)
         weight, reason = _integers(operation, operands)
         if reason is not None:
             raise KernelError("onednn_int8", "a layer it does not refuse", reason)
-        bias = None if operands.bias is None else operands.bias.float()
         bounds = [sum(operation.segments[:n]) for n in range(len(operation.segments) + 1)]
         parts = [_part(operation, operands, weight, index, *span) for index, span in enumerate(pairwise(bounds))]
         first, more = _calls(operation, parts, bias)
-        empty = float_call(operation, torch.empty(operands.codes.shape), bias)
         return _run(operation, parts, first, more, margins, empty)
 
 
@@ -181,8 +186,8 @@ def _part(operation: Operation, operands: Operands, weight: torch.Tensor, index:
     zero_point = int(operands.input.zero_point[index] - operation.input_format.low)
     factor, weight_scale = float(scale.reciprocal()), operands.weight.scale[index].float()
     if zero_point % 2:
-        # Adding an odd number would round halves to odd. Counted from the other end the zero point is even, as top is odd;
-        # the sign goes into the weight's scale.
+        # Adding an odd number would round halves to odd. Counted from the other end the zero point is even, as top is
+        # odd; the sign goes into the weight's scale.
         factor, zero_point, weight_scale = -factor, top - zero_point, -weight_scale
     piece = (weight if len(operation.segments) == 1 else weight[:, start:stop]).to(torch.int8).contiguous()
     offset = _MAGIC + zero_point
@@ -208,7 +213,7 @@ def _fit(
 
 
 def _resolved_padding(operation: Operation) -> tuple[Operation, list[int] | None]:
-    """Return the operation with a pair for padding, and the margins (as ``F.pad`` takes them) to add to the codes before."""
+    """Return the operation with a pair for padding, and margins (in ``F.pad``'s order) to add to the codes before."""
     if operation.padding == "valid":
         return replace(operation, padding=(0, 0)), None
     if operation.padding != "same":
@@ -226,13 +231,14 @@ _More = list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
 
 def _calls(operation: Operation, parts: list[_Part], bias: torch.Tensor | None) -> tuple[_First, _More]:
-    """Return the call of the first segment, ``(codes, output dtype)``, and of each further one, ``(codes, float32 sum so far)``.
+    """Return the call of the first segment ``(codes, output dtype)``, and of each further one ``(codes, float32 sum)``.
 
     A sum is accumulated into, or replaced: the caller must use what is returned.
     """
     # The weight is already centred; the operators accept zeros only.
     zeros = torch.zeros(operation.out_channels, dtype=torch.int32)
-    name, geometry = "qlinear_pointwise", ()
+    name = "qlinear_pointwise"
+    geometry: tuple[Any, ...] = ()
     if operation.kind == "conv2d":
         name = "qconv2d_pointwise"
         geometry = (list(operation.stride), list(operation.padding), list(operation.dilation), operation.groups)
@@ -242,26 +248,13 @@ def _calls(operation: Operation, parts: list[_Part], bias: torch.Tensor | None) 
     scale, zero_point, fit, weight_scale = head.scale, head.zero_point, head.fit, head.weight_scale
 
     def first(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return plain(
-            codes,
-            scale,
-            zero_point,
-            fit(codes.shape),
-            weight_scale,
-            zeros,
-            bias,
-            *geometry,
-            1.0,
-            0,
-            dtype,
-            "none",
-            [],
-            "",
-        )
+        weight = fit(codes.shape)
+        rest = (*geometry, 1.0, 0, dtype, "none", [], "")
+        return plain(codes, scale, zero_point, weight, weight_scale, zeros, bias, *rest)
 
     def accumulating(part: _Part) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         affine, own = (part.scale, part.zero_point), (part.weight_scale, zeros)
-        tail = (*geometry, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "")
+        tail: tuple[Any, ...] = (*geometry, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "")
         return lambda codes, total: binary(codes, *affine, part.fit(codes.shape), *own, total, None, *tail)
 
     return first, [accumulating(part) for part in parts[1:]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import torch
@@ -19,6 +20,8 @@ class SplitShortcut(AbstractMethod):
     *directly* by a concatenation qualifies; in diffusers' U-Nets these are the up path's shortcut convolutions.
 
     Attributes:
+        roles: glob of the roles that may be split; other layers fed by a concatenation (the sine and cosine of a time
+            embedding) are left alone.
         select: ``all`` of them, ``none``, or ``auto``: those whose bimodality score reaches ``threshold``.
         threshold: in dB, see :func:`bimodality`.
         samples: calibration samples used for the score.
@@ -27,12 +30,18 @@ class SplitShortcut(AbstractMethod):
     """
 
     paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304, section 4.3"
+    roles: str = "*shortcut*"
     select: Literal["auto", "all", "none"] = "auto"
     threshold: float = 1.0
     samples: int = 64
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
-        candidates = {p: s for p, s in model.concatenated.items() if p in model.plan.quantized()}
+        planned = model.plan.quantized()
+        candidates = {
+            path: parts
+            for path, parts in model.concatenated.items()
+            if path in planned and fnmatchcase(model.plan.layers[path].role, self.roles)
+        }
         ranges = run.memo("ranges", lambda: observe_parts(model, data, candidates, self.samples))
         layers = {}
         for path, parts in candidates.items():

@@ -1,0 +1,30 @@
+"""Halftone: from a trained diffusion model to a low-bit one that really runs in low bits.
+
+Importing this module lets diffusers load Halftone's models: ``DiffusionPipeline.from_pretrained(folder)``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from halftone.artifact.registration import register
+
+if TYPE_CHECKING:
+    from halftone.api import Result, quantize
+    from halftone.nn.layers import set_engine
+
+__version__ = "0.1.0"
+__all__ = ["Result", "__version__", "quantize", "set_engine"]
+
+register()
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: `halftone --help` and `import halftone` need not wait for torch.
+    if name in ("quantize", "Result"):
+        from halftone import api
+
+        return getattr(api, name)
+    if name == "set_engine":
+        from halftone.nn.layers import set_engine
+
+        return set_engine
+    raise AttributeError(f"module 'halftone' has no attribute {name!r}")

@@ -1,0 +1,79 @@
+"""The Python API: quantize a pipeline in place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from halftone.artifact import attach
+from halftone.foundation.progress import Progress
+from halftone.methods.contract import Run
+from halftone.recipes import Quantized, Recipe, load, run_recipe
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a pipeline.
+
+    Attributes:
+        pipe: the pipeline, its denoiser quantized in place; ``pipe.save_pretrained`` writes the artifact.
+        report: recipe, calibration identity, steps, seconds and layers, JSON-safe.
+    """
+
+    pipe: DiffusionPipeline
+    report: dict[str, Any]
+
+
+def quantize(
+    pipe: DiffusionPipeline,
+    recipe: str | Recipe,
+    *,
+    steps: int = 50,
+    seed: int = 0,
+    budget: str = "fast",
+    overrides: Sequence[str] = (),
+    each: Mapping[str, Sequence[Any]] | None = None,
+    work: str | Path | None = None,
+    resume: bool = False,
+    memory: int | None = None,
+    keep: torch.dtype = torch.float32,
+    roles: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Quantize the pipeline's denoiser in place.
+
+    >>> result = halftone.quantize(pipe, "q-diffusion-w4a8", steps=50, seed=0)  # doctest: +SKIP
+    >>> result.pipe.save_pretrained("out")  # doctest: +SKIP
+
+    Args:
+        recipe: a recipe's name, the path of a YAML file, or a loaded recipe.
+        steps: sampling steps of the calibration; quantize for the sampler you will use.
+        seed: of every random choice.
+        budget: ``demo``, ``fast`` or ``paper``.
+        overrides: ``path=value`` changes of the recipe.
+        each: pipeline arguments with one value a calibration trajectory, such as ``{"prompt": [...]}``.
+        work: folder for unfinished work; with it the run can be killed and resumed.
+        resume: go on with what is in ``work``.
+        memory: bytes of activations held in memory while walking (the rest is spilled to ``work``).
+        keep: dtype in which activations are held.
+        roles: role table (TOML) for an architecture without one.
+        progress: where to show progress; nothing by default.
+
+    Raises:
+        ConfigError, MatchError, CalibrationError: see :mod:`halftone.foundation.errors`.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load(recipe, budget, list(overrides))
+    run = Run(
+        seed=seed,
+        work=Path(work) if work else None,
+        memory=memory,
+        keep=keep,
+        progress=progress or Progress(enabled=False),
+    )
+    done: Quantized = run_recipe(pipe, loaded, steps, run, resume, each, Path(roles) if roles else None)
+    report = {**done.plain(), "budget": budget, "seed": seed}
+    attach(done.module, report["recipe"], done.identity, {"budget": budget, "seed": seed, "roles": done.roles()})
+    return Result(pipe, report)

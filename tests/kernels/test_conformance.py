@@ -1,0 +1,204 @@
+"""Every kernel of the library equals the reference. The folder is listed: a new file is tested here without an edit."""
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+
+from halftone.formats import AbstractFormat, Affine, dequantize, fake_quantize, parse
+from halftone.formats.segments import along_input, along_weight
+from halftone.kernels import AbstractKernel, Operands, Operation
+from halftone.kernels.library.reference import Reference, float_call
+from halftone.kernels.select import library
+
+Case = tuple[Operation, Operands, torch.Tensor]
+
+
+def operands(operation: Operation, draw: torch.Generator, symmetric: bool, bias: bool) -> Operands:
+    """Return random numbers for ``operation``; scales differ by up to 10 between channels and segments."""
+
+    def grid(format: AbstractFormat, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randint(int(format.low), int(format.high) + 1, shape, generator=draw).float()
+
+    def scale(*shape: int) -> torch.Tensor:
+        return 0.01 * 10 ** -torch.rand(shape, generator=draw)
+
+    kernel = operation.kernel_size if operation.kind == "conv2d" else ()
+    segments, out = len(operation.segments), operation.out_channels
+    weight = operation.weight_format
+    codes = torch.randint(
+        0, 2**weight.bits, (out, operation.in_channels // operation.groups, *kernel), generator=draw, dtype=torch.uint8
+    )
+    middle = torch.full((segments, out), (weight.low + weight.high + 1) / 2)
+    zero_point = middle if symmetric else grid(weight, (segments, out))
+    data = operation.input_format
+    inputs = None if data is None else Affine(scale(segments) * 512 / 2**data.bits, grid(data, (segments,)))
+    shift = torch.randn(out, generator=draw) if bias else None
+    return Operands(codes, Affine(scale(segments, out), zero_point), inputs, shift)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Draw a layer, its numbers and an input that reaches past the ends of the input's grid."""
+    numbers = torch.Generator("cpu").manual_seed(draw(st.integers(0, 2**20)))
+    weight = parse(f"uint{draw(st.sampled_from([2, 3, 4, 8]))}")
+    data = draw(st.sampled_from([parse("uint8"), parse("uint6"), parse("int8"), None]))
+    batch, out = draw(st.integers(1, 3)), draw(st.integers(1, 20))
+    segments = tuple(draw(st.lists(st.integers(1, 12), min_size=1, max_size=3)))
+    width = sum(segments)
+    if draw(st.booleans()):
+        operation = Operation("linear", width, out, segments, weight, data)
+        x = torch.randn(*draw(st.sampled_from([(batch,), (batch, 5), (2, batch, 3)])), width, generator=numbers)
+    else:
+        operation, size = _convolution(draw, width, out, segments, weight, data)
+        x = torch.randn(batch, operation.in_channels, *size, generator=numbers)
+        if draw(st.booleans()):
+            x = x.contiguous(memory_format=torch.channels_last)
+    return operation, operands(operation, numbers, draw(st.booleans()), draw(st.booleans())), x
+
+
+def _convolution(
+    draw: st.DrawFn,
+    width: int,
+    out: int,
+    segments: tuple[int, ...],
+    weight: AbstractFormat,
+    data: AbstractFormat | None,
+) -> tuple[Operation, tuple[int, int]]:
+    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    kernel, dilation = draw(pair), draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    groups = draw(st.sampled_from([1, 1, 2, 3])) if len(segments) == 1 else 1
+    stride, padding = (
+        draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        draw(st.one_of(st.tuples(st.integers(0, 2), st.integers(0, 2)), st.sampled_from(["same", "valid"]))),
+    )
+    if padding == "same":
+        stride = (1, 1)
+    size = tuple(d * (k - 1) + draw(st.integers(1, 6)) for d, k in zip(dilation, kernel, strict=True))
+    segments = tuple(n * groups for n in segments)
+    operation = Operation(
+        "conv2d", width * groups, out * groups, segments, weight, data, kernel, stride, padding, dilation, groups
+    )
+    return operation, (size[0], size[1])
+
+
+KERNELS = sorted(library())
+MAY_REFUSE = [HealthCheck.filter_too_much]
+DTYPES = {torch.bfloat16: 2**-7, torch.float16: 2**-9}
+
+
+def terms(operation: Operation, operands: Operands, x: torch.Tensor) -> float:
+    """Return the largest sum of absolute terms of an output: what float32 rounding is relative to when terms cancel."""
+    weight = dequantize(
+        operands.codes, along_weight(operands.weight, operation.segments, operands.codes.ndim), operation.weight_format
+    )
+    if operands.input is not None and operation.input_format is not None:
+        axis = -1 if operation.kind == "linear" else 1
+        x = fake_quantize(x, along_input(operands.input, operation.segments, x.ndim, axis), operation.input_format)
+    return float(
+        float_call(operation, weight.abs(), operands.bias if operands.bias is None else operands.bias.abs())(
+            x.abs()
+        ).max()
+    )
+
+
+def kernel_named(name: str) -> AbstractKernel:
+    return library()[name]
+
+
+def accepted(kernel: AbstractKernel, case: Case) -> None:
+    """Discard the example when the kernel refuses the layer; a refusal is a sentence."""
+    reason = kernel.refusal(case[0], case[1])
+    assert reason is None or (isinstance(reason, str) and reason.strip())
+    assume(reason is None)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=80, suppress_health_check=MAY_REFUSE)
+@given(case=cases())
+def test_equals_the_reference(name: str, case: Case) -> None:
+    kernel, (operation, operands, x) = kernel_named(name), case
+    accepted(kernel, case)
+    before = x.clone()
+    wanted = Reference().prepare(operation, operands)(x)
+    found = kernel.prepare(operation, operands)(x)
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    assert torch.equal(x, before)
+    allowed = kernel.tolerance * float(wanted.abs().max()) + 1e-6 * (kernel.tolerance > 0) * terms(
+        operation, operands, x
+    )
+    assert float((found - wanted).abs().max()) <= allowed
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=15, suppress_health_check=MAY_REFUSE)
+@given(case=cases())
+def test_low_precision_inputs_differ_by_their_own_precision(name: str, dtype: torch.dtype, case: Case) -> None:
+    kernel, (operation, operands, x) = kernel_named(name), case
+    accepted(kernel, case)
+    x = x.to(dtype)
+    wanted = Reference().prepare(operation, operands)(x)
+    found = kernel.prepare(operation, operands)(x)
+    assert (found.shape, found.dtype) == (wanted.shape, dtype)
+    allowed = DTYPES[dtype] * max(float(wanted.abs().max()), terms(operation, operands, x.float()))
+    assert float((found.float() - wanted.float()).abs().max()) <= allowed
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=30, suppress_health_check=MAY_REFUSE)
+@given(case=cases())
+def test_a_sample_does_not_depend_on_its_neighbours(name: str, case: Case) -> None:
+    kernel, (operation, operands, x) = kernel_named(name), case
+    accepted(kernel, case)
+    call = kernel.prepare(operation, operands)
+    together = call(x)
+    for sample, result in zip(x, together, strict=True):
+        # Float arithmetic may sum in another order for another batch; integer arithmetic may not.
+        rounding = 0.0 if kernel.arithmetic == "integer" else 2e-6 * terms(operation, operands, x)
+        assert float((call(sample.unsqueeze(0))[0] - result).abs().max()) <= rounding
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=20, suppress_health_check=MAY_REFUSE)
+@given(case=cases())
+def test_preparing_twice_is_the_same_and_shapes_may_change(name: str, case: Case) -> None:
+    kernel, (operation, operands, x) = kernel_named(name), case
+    accepted(kernel, case)
+    call = kernel.prepare(operation, operands)
+    first = call(x)
+    call(torch.cat([x, x]))
+    assert torch.equal(call(x), first)
+    assert torch.equal(kernel.prepare(operation, operands)(x), first)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=20, suppress_health_check=MAY_REFUSE)
+@given(case=cases())
+def test_an_empty_batch(name: str, case: Case) -> None:
+    kernel, (operation, operands, x) = kernel_named(name), case
+    accepted(kernel, case)
+    found = kernel.prepare(operation, operands)(x[:0])
+    assert found.shape == (0, *kernel.prepare(operation, operands)(x).shape[1:])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=20, suppress_health_check=MAY_REFUSE)
+@given(case=cases())
+def test_refusals_of_what_no_kernel_should_touch_are_sentences(name: str, case: Case) -> None:
+    kernel, (operation, operands, _) = kernel_named(name), case
+    elsewhere = replace(operands, codes=operands.codes.to("meta"))
+    strange = replace(operation, padding_mode="reflect")
+    for reason in (kernel.refusal(operation, elsewhere), kernel.refusal(strange, operands)):
+        assert reason is None or reason.strip()
+
+
+def test_the_library_has_its_kernels() -> None:
+    assert {"reference", "onednn_int8", "float_weight"} <= set(KERNELS)
+    ranks = [library()[name].preference for name in ("onednn_int8", "float_weight", "reference")]
+    assert ranks == sorted(ranks, reverse=True)
