@@ -66,7 +66,8 @@ def first_tensor(tree: Any) -> torch.Tensor:
     return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor))
 
 
-def _as_float(tree: Any) -> Any:
+def as_float(tree: Any) -> Any:
+    """Return the tree with bfloat16 tensors, as a store keeps them, widened to float32."""
     return pytree.tree_map(
         lambda leaf: leaf.float() if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bfloat16 else leaf, tree
     )
@@ -115,7 +116,7 @@ class Walk:
         for environment in batch:
             read = tuple(id(environment[i]) for i in sorted(entry.reads()))
             if read not in done:  # both streams are one until the first quantized unit
-                args, kwargs = _as_float(fill((entry.args, entry.kwargs), environment.__getitem__))
+                args, kwargs = as_float(fill((entry.args, entry.kwargs), environment.__getitem__))
                 out = entry.target(*args, **kwargs)  # type: ignore[operator]
                 done[read] = {i: self.store.keep(value) for i, value in pairs(entry.out, out)}
             environment.update(done[read])
@@ -145,7 +146,7 @@ class Walk:
 
     @staticmethod
     def _run(module: nn.Module, call: tuple[tuple, dict]) -> Any:
-        args, kwargs = _as_float(call)
+        args, kwargs = as_float(call)
         return module(*args, **kwargs)
 
     def _forget(self, entry: Entry, batch: list[Environment]) -> None:

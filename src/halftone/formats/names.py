@@ -17,7 +17,7 @@ def parse(name: str) -> AbstractFormat:
         ConfigError: no kind of format knows the name.
     """
     for kind in names(_KINDS):
-        found = find(_KINDS, kind).parse(name)
+        found: AbstractFormat | None = find(_KINDS, kind).parse(name)  # type: ignore[attr-defined]
         if found is not None:
             return found
     raise ConfigError(f"format '{name}'", "a name such as uint4 or int8", fix=f"Kinds: {', '.join(names(_KINDS))}.")

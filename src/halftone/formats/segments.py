@@ -16,7 +16,7 @@ def along_input(affine: Affine, segments: tuple[int, ...], ndim: int, dim: int) 
 
 
 def along_weight(affine: Affine, segments: tuple[int, ...], ndim: int) -> Affine:
-    """Return a per-segment-and-channel affine ``[S, out]`` shaped to broadcast over a weight ``[out, in, ...]`` of ``ndim`` axes."""
+    """Return a per-segment-and-channel affine ``[S, out]`` shaped for a weight ``[out, in, ...]`` of ``ndim`` axes."""
     tail = [1] * (ndim - 2)
     if len(segments) == 1:
         return affine.view(-1, 1, *tail)

@@ -19,7 +19,8 @@ class Operation:
     Attributes:
         segments: sizes of the input-channel groups with scales of their own; they add up to ``in_channels``.
         input_format: None when the activations stay float (weight-only).
-        padding: as ``torch.nn.Conv2d`` keeps it (a pair, or ``"same"``/``"valid"``); zeros are padded unless ``padding_mode`` says else.
+        padding: as ``torch.nn.Conv2d`` keeps it (a pair, or ``"same"``/``"valid"``);
+            zeros are padded unless ``padding_mode`` says else.
     """
 
     kind: Literal["linear", "conv2d"]
@@ -33,7 +34,7 @@ class Operation:
     padding: tuple[int, int] | str = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    padding_mode: str = "zeros"
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros"
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,6 @@ class AbstractKernel(ABC):
     def prepare(self, operation: Operation, operands: Operands) -> Prepared:
         """Return the call ``x -> y``: any float dtype in, the same dtype out; conv ``[N, C, H, W]``, linear ``[..., C]``.
 
-        Weights are packed here, once; the call allocates outputs and scratch only.
+        Weights are packed here, and again when a new input shape needs another layout; else the call allocates only
+        outputs and scratch.
         """

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from halftone.foundation.errors import CalibrationError
-from halftone.models.policy import Plan, Planned
+from halftone.models.policy import Plan
 from halftone.models.roles import Architecture
 from halftone.models.surgery import replace_layers
 from halftone.nn import AttentionOperands, QuantizedLayer
@@ -42,7 +43,7 @@ class QuantModel:
         """
         paths = list(plan.quantized())
         for path in paths:
-            weight = module.get_submodule(path).weight
+            weight = module.get_parameter(f"{path}.weight")
             if not torch.isfinite(weight).all():
                 raise CalibrationError(
                     f"weight of {path}", "finite numbers", "NaN or infinity", "Check the float model."
@@ -68,9 +69,6 @@ class QuantModel:
         assert planned.scheme is not None
         self.plan.layers[path] = replace(planned, scheme=replace(planned.scheme, segments=segments))
 
-    def scheme(self, path: str) -> Planned:
-        return self.plan.layers[path]
-
     def activation_sites(self, unit: str = "") -> Iterator[tuple[str, SiteOwner, str]]:
         """Yield ``(path, owner, site)`` of every planned activation site at or inside ``unit`` ("" = the model)."""
         root = self.module.get_submodule(unit) if unit else self.module
@@ -81,7 +79,7 @@ class QuantModel:
     def in_float(self, unit: str = "") -> Iterator[None]:
         """Let the layers and attention of ``unit`` compute in float while the context lasts."""
         root = self.module.get_submodule(unit) if unit else self.module
-        saved = []
+        saved: list[tuple[SiteOwner, Any, dict]] = []
         for path, child in root.named_modules():
             if isinstance(child, QuantizedLayer) and child.scheme is not None:
                 full = ".".join(part for part in (unit, path) if part)

@@ -34,7 +34,7 @@ def replace_layers(module: nn.Module, paths: Mapping[str, Any] | Iterable[str]) 
     replaced: dict[str, QuantizedLayer] = {}
     for path, layer in found.items():
         if not isinstance(layer, QuantizedLayer):
-            layer.__class__ = _BECOMES[type(layer)]  # type: ignore[assignment]
+            layer.__class__ = _BECOMES[type(layer)]
             assert isinstance(layer, QuantizedLayer)
             layer._init_quantized()
         replaced[path] = layer

@@ -110,9 +110,9 @@ class _Recorder(TorchFunctionMode):
         )
 
     def note(self, target: Callable | str, args: tuple, kwargs: dict, out: Any) -> None:
-        seen = self.seen((args, kwargs))
+        seen_args, seen_kwargs = self.seen((args, kwargs))
         new = pytree.tree_map(lambda leaf: self.slot(leaf) if isinstance(leaf, torch.Tensor) else leaf, out)
-        self.entries.append(Entry(target, *seen, new))
+        self.entries.append(Entry(target, seen_args, seen_kwargs, new))
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}

@@ -15,7 +15,7 @@ from halftone.quant import QuantSpec
 OPERANDS = ("q", "k", "v", "probs")
 
 
-class AttentionOperands(SiteOwner, nn.Module):
+class AttentionOperands(SiteOwner):
     """The four operand sites of one attention layer, kept as its child ``operands`` so that their scales travel with it."""
 
     def __init__(self, specs: dict[str, QuantSpec]) -> None:
@@ -123,7 +123,7 @@ def can_hold_operands(module: nn.Module) -> bool:
 def install_operands(module: nn.Module, specs: dict[str, QuantSpec]) -> AttentionOperands:
     """Give a diffusers ``Attention`` its operand sites (none quantized yet) and return them."""
     operands = AttentionOperands(specs)
-    module.operands = operands  # type: ignore[assignment]
+    module.operands = operands
     if not isinstance(module.processor, QuantizedAttention):
         module.set_processor(QuantizedAttention(module.processor))  # type: ignore[operator]
     return operands

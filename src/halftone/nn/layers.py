@@ -43,6 +43,9 @@ class QuantizedLayer(SiteOwner):
     """
 
     kind: str
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    weight_scale: torch.Tensor
     channel_axis: int
     scheme: Scheme | None
     engine: str
@@ -82,40 +85,37 @@ class QuantizedLayer(SiteOwner):
 
     def allocate(self, scheme: Scheme) -> None:
         """Enter the quantized state with empty tensors of the right shapes, for a loader to fill."""
-        module: nn.Module = self  # type: ignore[assignment]
-        device = module.weight.device
+        device = self.weight.device
         out, *rest = self.weight_shape
         row = packed_size(torch.Size(rest).numel(), scheme.weight.bits)
         self._enter(scheme, torch.empty(out, row, dtype=torch.uint8, device=device))
         count = len(scheme.segments) or 1
-        module.register_buffer("weight_scale", torch.empty(count, out, device=device))
+        self.register_buffer("weight_scale", torch.empty(count, out, device=device))
         if scheme.weight.zero == "asymmetric":
-            module.register_buffer("weight_zero_point", torch.empty(count, out, dtype=torch.uint8, device=device))
+            self.register_buffer("weight_zero_point", torch.empty(count, out, dtype=torch.uint8, device=device))
         if scheme.input is not None:
-            module.register_buffer("input_scale", torch.empty(count, device=device))
+            self.register_buffer("input_scale", torch.empty(count, device=device))
             if scheme.input.zero == "asymmetric":
-                module.register_buffer("input_zero_point", torch.empty(count, dtype=torch.uint8, device=device))
+                self.register_buffer("input_zero_point", torch.empty(count, dtype=torch.uint8, device=device))
 
     def hold(self, codes: torch.Tensor, affine: Affine, scheme: Scheme) -> None:
         """Enter the quantized state: ``codes`` uint8 of :attr:`weight_shape`, weight ``affine`` ``[S, out]``.
 
         The input stays float until :meth:`set_site_affine` gives the site ``input`` its scale.
         """
-        module: nn.Module = self  # type: ignore[assignment]
         self.set_site_affine("input", None)
         self._enter(scheme, pack(codes.flatten(1), scheme.weight.bits))
-        module.register_buffer("weight_scale", affine.scale.detach().float().clone())
+        self.register_buffer("weight_scale", affine.scale.detach().float().clone())
         if scheme.weight.zero == "asymmetric":
             # As its code: the zero point of a signed format may be negative.
             code = scheme.weight.number_format.encode(affine.zero_point.detach())
-            module.register_buffer("weight_zero_point", code)
+            self.register_buffer("weight_zero_point", code)
 
     def _enter(self, scheme: Scheme, packed: torch.Tensor) -> None:
-        module: nn.Module = self  # type: ignore[assignment]
         for name in ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point"):
-            module._buffers.pop(name, None)
+            self._buffers.pop(name, None)
         axes = [1] * (len(self.weight_shape) - 2)
-        module.weight = nn.Parameter(packed.view(*packed.shape, *axes), requires_grad=False)
+        self.weight = nn.Parameter(packed.view(*packed.shape, *axes), requires_grad=False)
         self.scheme = scheme
         self.site_specs = {"input": scheme.input} if scheme.input else {}
         self.site_segments = {"input": self.segments}
@@ -123,10 +123,9 @@ class QuantizedLayer(SiteOwner):
 
     def release(self, weight: torch.Tensor) -> None:
         """Return to the float state with ``weight``."""
-        module: nn.Module = self  # type: ignore[assignment]
         for name in ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point"):
-            module._buffers.pop(name, None)
-        module.weight = nn.Parameter(weight, requires_grad=False)
+            self._buffers.pop(name, None)
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self.scheme, self.site_specs, self.site_segments = None, {}, {}
         self.refresh()
 
@@ -173,7 +172,7 @@ class QuantizedLayer(SiteOwner):
         if self.weight_trial is not None or self.taps:
             return self._calibrating(x)
         if self.scheme is None:
-            return super().forward(x)  # type: ignore[misc]
+            return super().forward(x)
         if self._prepared is None:
             choice, operation = self.choice(), self.operation()
             if self.site_affine("input") is None:
@@ -192,22 +191,21 @@ class QuantizedLayer(SiteOwner):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         """Move, but never cast, the numbers of a quantized layer: ``.to(bfloat16)`` must not round scales."""
-        module: nn.Module = self  # type: ignore[assignment]
-        exact = {name: b for name, b in module._buffers.items() if b is not None and name.endswith("_scale")}
-        super()._apply(fn, recurse)  # type: ignore[misc]
+        exact = {name: b for name, b in self._buffers.items() if b is not None and name.endswith("_scale")}
+        super()._apply(fn, recurse)
         for name, before in exact.items():
-            moved = module._buffers[name]
+            moved = self._buffers[name]
             if moved is not None and moved.dtype != before.dtype:
-                module._buffers[name] = before.to(moved.device)
+                self._buffers[name] = before.to(moved.device)
         self.refresh()
-        return module
+        return self
 
     def __getstate__(self) -> dict:
         # Prepared calls hold opaque packed weights that neither pickle nor copy; they are made again on demand.
         return {**self.__dict__, "_prepared": None, "_choice": None}
 
 
-class QuantLinear(QuantizedLayer, nn.Linear):
+class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc] # each base types its own weight
     """A linear layer ``[..., in] -> [..., out]`` that may hold codes."""
 
     kind, channel_axis = "linear", -1
@@ -231,7 +229,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):
         return nn.functional.linear(x, weight.to(x.dtype), self.bias)
 
 
-class QuantConv2d(QuantizedLayer, nn.Conv2d):
+class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
     """A convolution ``[N, in, H, W] -> [N, out, H', W']`` that may hold codes."""
 
     kind, channel_axis = "conv2d", 1
@@ -253,16 +251,21 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
             segments=self.segments,
             weight_format=self.scheme.weight.number_format,
             input_format=self.scheme.input.number_format if self.scheme.input else None,
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            kernel_size=_pair(self.kernel_size),
+            stride=_pair(self.stride),
+            padding=self.padding if isinstance(self.padding, str) else _pair(self.padding),
+            dilation=_pair(self.dilation),
             groups=self.groups,
             padding_mode=self.padding_mode,
         )
 
     def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, weight.to(x.dtype), self.bias)
+
+
+def _pair(value: tuple[int, ...]) -> tuple[int, int]:
+    height, width = value
+    return height, width
 
 
 def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

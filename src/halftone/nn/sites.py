@@ -12,7 +12,7 @@ from halftone.quant import QuantSpec
 Tap = Callable[[torch.Tensor], torch.Tensor]
 
 
-class SiteOwner:
+class SiteOwner(nn.Module):
     """Mixin of modules with activation sites.
 
     A site ``s`` has a :class:`QuantSpec` in ``site_specs`` (its format once it is quantized) and, when it is quantized,
@@ -41,16 +41,15 @@ class SiteOwner:
 
     def set_site_affine(self, site: str, affine: Affine | None) -> None:
         """Quantize the site with ``affine`` ``[S]`` from now on; None makes it float again."""
-        module: nn.Module = self  # type: ignore[assignment]
         for suffix in ("scale", "zero_point"):
-            if f"{site}_{suffix}" in module._buffers:
-                del module._buffers[f"{site}_{suffix}"]
+            if f"{site}_{suffix}" in self._buffers:
+                del self._buffers[f"{site}_{suffix}"]
         if affine is not None:
-            module.register_buffer(f"{site}_scale", affine.scale.detach().float().clone())
+            self.register_buffer(f"{site}_scale", affine.scale.detach().float().clone())
             if self.site_specs[site].zero == "asymmetric":
                 # As its code: the zero point of a signed format may be negative.
                 zero_point = self.site_specs[site].number_format.encode(affine.zero_point.detach())
-                module.register_buffer(f"{site}_zero_point", zero_point)
+                self.register_buffer(f"{site}_zero_point", zero_point)
         self.refresh()
 
     def refresh(self) -> None:

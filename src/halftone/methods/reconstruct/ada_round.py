@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -95,7 +96,7 @@ class AdaRound(AbstractMethod):
         with run.progress.task("reconstructing", len(walk), "blocks") as task:
             for unit in walk:
                 if unit.layers:
-                    found = run.memo(unit.path, lambda unit=unit: self._reconstruct(model, unit, stream, run))
+                    found = run.memo(unit.path, partial(self._reconstruct, model, unit, stream, run))
                     for path in unit.layers:
                         layer, scheme = model.layer(path), model.plan.quantized()[path]
                         affine, site = layer.weight_affine(), layer.site_affine("input")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -47,7 +48,8 @@ class LearnedSteps(AbstractMethod):
         skip_bits: sites of at least this many bits are not learned (a 16-bit softmax needs none).
 
     Deviations from the official code (research/qdiffusion 1.5): the logarithm of the step is learned, so that it stays positive
-    and the learning rate is relative to it; the loss is normalised by its value at the start; a unit that got worse keeps its start.
+    and the learning rate is relative to it; the loss is normalised by its value at the start; a unit
+    that got worse keeps its start.
     """
 
     paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304; LSQ arXiv:1902.08153"
@@ -71,7 +73,7 @@ class LearnedSteps(AbstractMethod):
                 if not sites:
                     task.advance()
                     continue
-                found = run.memo(unit.path, lambda unit=unit, sites=sites: self._learn(unit, stream, sites, run))
+                found = run.memo(unit.path, partial(self._learn, unit, stream, sites, run))
                 for name, (owner, site) in sites.items():
                     start = owner.site_affine(site)
                     assert start is not None

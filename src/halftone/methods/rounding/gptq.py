@@ -1,14 +1,14 @@
 """GPTQ: round the weights column by column and let the columns that are left make up for the error."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
-from halftone.calibrate.walk import QUANTIZED, Unit, Walk
+from halftone.calibrate.walk import QUANTIZED, Unit, Walk, as_float
 from halftone.formats import AbstractFormat, Affine
 from halftone.formats.segments import along_weight
 from halftone.foundation.errors import CalibrationError
@@ -42,7 +42,7 @@ class Gptq(AbstractMethod):
         with run.progress.task("gptq", len(walk), "blocks") as task:
             for unit in walk:
                 for path in unit.layers:
-                    found = run.memo(path, lambda path=path, unit=unit: self._round(model, unit, path, run))
+                    found = run.memo(path, partial(self._round, model, unit, path, run))
                     layer, scheme = model.layer(path), model.plan.quantized()[path]
                     layer.hold(found["codes"], layer.weight_affine(), scheme)
                     before, after = (float(v) for v in found["errors"])
@@ -86,21 +86,16 @@ class Gptq(AbstractMethod):
                 else:
                     totals[g] += product
 
-        hook = layer.register_forward_pre_hook(look)  # type: ignore[attr-defined]
+        hook = layer.register_forward_pre_hook(look)
         try:
             with torch.no_grad():
-                for args, kwargs in unit.calls[QUANTIZED]:
-                    unit.module(*_float(args), **_float(kwargs))
+                for args, kwargs in map(as_float, unit.calls[QUANTIZED]):
+                    unit.module(*args, **kwargs)
         finally:
             hook.remove()
         if not totals or not all(torch.isfinite(total).all() for total in totals):
             raise CalibrationError(f"inputs of a layer in {unit.path}", "finite values", "NaN, infinity or none")
         return totals
-
-
-def _float(tree: tuple | dict) -> tuple | dict:
-    convert: Callable = lambda v: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.bfloat16 else v  # noqa: E731
-    return {k: convert(v) for k, v in tree.items()} if isinstance(tree, dict) else tuple(convert(v) for v in tree)
 
 
 def input_rows(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from halftone.calibrate.trajectory import Trajectory
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.models.quant_model import QuantModel
+from halftone.quant.bimodality import bimodality
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SplitShortcut(AbstractMethod):
         roles: glob of the roles that may be split; other layers fed by a concatenation (the sine and cosine of a time
             embedding) are left alone.
         select: ``all`` of them, ``none``, or ``auto``: those whose bimodality score reaches ``threshold``.
-        threshold: in dB, see :func:`bimodality`.
+        threshold: in dB, see :func:`halftone.quant.bimodality.bimodality`.
         samples: calibration samples used for the score.
 
     Deviation: the official code splits all shortcuts of a model, or none, by a switch.
@@ -52,25 +53,6 @@ class SplitShortcut(AbstractMethod):
             layers[path] = {"parts": list(parts), "score_db": round(score, 3), "split": split}
             layers[path]["ranges"] = [[round(float(v), 4) for v in part] for part in ranges[path]]
         return StepReport(layers)
-
-
-def bimodality(ranges: torch.Tensor, weight: torch.Tensor, parts: tuple[int, ...]) -> float:
-    """Return how much less rounding noise reaches the layer's output when its input parts have scales of their own, in dB.
-
-    With a step proportional to the range r_i of part i and uniform rounding noise, the noise power at the output is proportional to
-    sum_i r_i^2 ||W_i||^2, and to r^2 ||W||^2 for one joint range r. The score is the ratio; 0 when all ranges agree.
-
-    Args:
-        ranges: ``[parts, 2]``, smallest and largest value of each part (zero included).
-        weight: ``[out, in, ...]``.
-    """
-    low, high = ranges[:, 0].clamp(max=0).double(), ranges[:, 1].clamp(min=0).double()
-    power = torch.stack([part.double().square().sum() for part in weight.split(list(parts), dim=1)])
-    joint = (high.max() - low.min()).square() * power.sum()
-    apart = ((high - low).square() * power).sum()
-    if apart <= 0 or joint <= 0:
-        return 0.0
-    return float(10 * torch.log10(joint / apart))
 
 
 def observe_parts(
