@@ -14,8 +14,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DMode
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
-from halftone.artifact import attach, denoiser, described, load_pipeline, save_pipeline, sizes
+from halftone.artifact import attach, described, load_pipeline, save_pipeline, sizes
 from halftone.foundation.errors import ConfigError, OutputError
+from halftone.models.denoiser import named_denoiser
 from halftone.nn import AttentionOperands, QuantConv2d, QuantizedLayer
 from halftone.nn.layers import quantized_layers
 from halftone.zoo.fashion_unet import build
@@ -191,7 +192,7 @@ def test_a_file_is_near_the_fewest_bytes(quantized: Callable[[nn.Module], None],
 
 
 def test_denoiser(pipe: DDIMPipeline) -> None:
-    assert denoiser(pipe) == ("unet", pipe.unet)
+    assert named_denoiser(pipe) == ("unet", pipe.unet)
 
     class Without(DiffusionPipeline):
         def __init__(self, scheduler: DDIMScheduler) -> None:
@@ -199,7 +200,7 @@ def test_denoiser(pipe: DDIMPipeline) -> None:
             self.register_modules(scheduler=scheduler)
 
     with pytest.raises(ConfigError, match="unet"):
-        denoiser(Without(DDIMScheduler()))
+        named_denoiser(Without(DDIMScheduler()))
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -16,8 +16,9 @@ from diffusers import (
     DPMSolverMultistepScheduler,
 )
 
-from halftone.evaluate.sample import denoiser, sample, trajectories
+from halftone.evaluate.sample import sample, trajectories
 from halftone.foundation.errors import CalibrationError, ConfigError, MatchError
+from halftone.models.denoiser import denoiser
 
 Build = Callable[..., DDIMPipeline]
 

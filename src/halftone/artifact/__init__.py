@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from halftone.artifact.accounting import sizes
     from halftone.artifact.diffusers_loader import HalftoneConfig, attach, described
     from halftone.artifact.folder import check_folder
-    from halftone.artifact.pipeline import denoiser, load_pipeline, save_pipeline
+    from halftone.artifact.pipeline import load_pipeline, save_pipeline
     from halftone.artifact.registration import register
     from halftone.artifact.schema import Description
 
@@ -19,7 +19,6 @@ _ROOMS = {
     "attach": "diffusers_loader",
     "described": "diffusers_loader",
     "check_folder": "folder",
-    "denoiser": "pipeline",
     "load_pipeline": "pipeline",
     "save_pipeline": "pipeline",
     "register": "registration",
@@ -32,7 +31,6 @@ __all__ = [
     "HalftoneConfig",
     "attach",
     "check_folder",
-    "denoiser",
     "described",
     "load_pipeline",
     "register",

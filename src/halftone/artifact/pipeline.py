@@ -2,21 +2,18 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from torch import nn
 
 from halftone.artifact.folder import INDEX, check_folder
 from halftone.artifact.registration import register
 from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError
-from halftone.foundation.files import staged_folder
+from halftone.foundation.files import staged_folder, write_atomically
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-# In the order in which pipelines with several are asked.
-_DENOISERS = ("unet", "transformer", "prior", "decoder")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -67,25 +64,19 @@ def _load(source: str, failure: type[HalftoneError], expected: str, kwargs: dict
         raise failure(source, expected, f"{type(error).__name__}: {lines[0][:300]}") from error
 
 
-def denoiser(pipe: "DiffusionPipeline") -> tuple[str, nn.Module]:
-    """Return name and module of the component that is called at each sampling step.
-
-    Raises:
-        ConfigError: the pipeline has none that is known.
-    """
-    components = pipe.components
-    for name in _DENOISERS:
-        if isinstance(components.get(name), nn.Module):
-            return name, components[name]
-    known = ", ".join(_DENOISERS)
-    raise ConfigError(type(pipe).__name__, f"a component {known}", ", ".join(sorted(components)) or "no component")
-
-
-def save_pipeline(pipe: "DiffusionPipeline", folder: str | Path, overwrite: bool = False) -> Path:
+def save_pipeline(
+    pipe: "DiffusionPipeline",
+    folder: str | Path,
+    overwrite: bool = False,
+    beside: Mapping[str, bytes | str] | None = None,
+) -> Path:
     """Write ``pipe`` to ``folder``, wholly or not at all, and return the folder.
 
     As ``pipe.save_pretrained``, but without ``_name_or_path``, which is a path of the machine that loaded the model: so
     saving, loading and saving again gives the same bytes.
+
+    Args:
+        beside: contents of further files by their paths inside the folder, which appear together with it.
 
     Raises:
         OutputError: the folder exists and may not be overwritten, the disk is full, no permission, or the model is not
@@ -95,6 +86,8 @@ def save_pipeline(pipe: "DiffusionPipeline", folder: str | Path, overwrite: bool
         pipe.save_pretrained(stage)
         for file in (stage / INDEX, *stage.glob("*/*config.json")):
             _forget_origin(file)
+        for name, content in (beside or {}).items():
+            write_atomically(stage / name, content)
     return Path(folder)
 
 

@@ -12,12 +12,13 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from halftone.calibrate.sampling import batches, denoiser, last_step, protocol, quiet
+from halftone.calibrate.sampling import batches, last_step, protocol, quiet
 from halftone.calibrate.select_contract import AbstractSelect
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.progress import Progress
 from halftone.foundation.seeds import generator
+from halftone.models.denoiser import denoiser
 
 
 class _Stop(Exception):
@@ -32,6 +33,16 @@ class _Hook:
         self.kept: dict[int, list[tuple[tuple, dict]]] = {index: [] for index in wanted}
         self.missing = dict(wanted)
         self.index = 0
+        self.trajectories = 1  # of the pipeline call that runs
+
+    def _by_trajectory(self, rows: int) -> torch.Tensor:
+        """Return all rows of a call, those of one trajectory together.
+
+        Guided pipelines stack all unconditional rows on all conditional ones: taken as they come, only one kind might be kept,
+        and which rows are kept would depend on the batch.
+        """
+        order = torch.arange(rows)
+        return order if rows % self.trajectories else order.view(-1, self.trajectories).t().flatten()
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         left = self.missing.get(self.index, 0)
@@ -39,7 +50,8 @@ class _Hook:
             rows = max(leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if _is_batched(leaf))
             take = min(left, rows)
             # A copy: schedulers may reuse the memory. One timestep for the whole batch becomes one for each row.
-            row = lambda leaf: _rows(leaf, rows)[:take].detach().to("cpu", copy=True)  # noqa: E731
+            order = self._by_trajectory(rows)[:take]
+            row = lambda leaf: _rows(leaf, rows)[order.to(leaf.device)].detach().to("cpu", copy=True)  # noqa: E731
             tree = pytree.tree_map(lambda leaf: row(leaf) if isinstance(leaf, torch.Tensor) else leaf, (args, kwargs))
             self.kept[self.index].append(tree)
             self.missing[self.index] = left - take
@@ -110,6 +122,7 @@ def record(
         with task, quiet(pipe), last_step(pipe.scheduler), torch.no_grad():
             for arguments in batches(pipe, most, seed, batch, repeated, call, "calibration"):
                 before, hook.index = sum(hook.missing.values()), 0
+                hook.trajectories = len(arguments["generator"])
                 with contextlib.suppress(_Stop):
                     pipe(**arguments, num_inference_steps=steps, output_type="np")
                 task.advance(before - sum(hook.missing.values()))

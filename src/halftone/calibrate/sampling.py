@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
-from halftone.foundation.errors import ConfigError, MatchError
+from halftone.foundation.errors import ConfigError
 from halftone.foundation.seeds import generator
+from halftone.models.denoiser import denoiser
 
 # Arguments with one value a sample, which a caller may give once for all; pipelines without ``batch_size`` count them.
 _REPEATED = ("prompt", "negative_prompt", "class_labels")
@@ -47,15 +47,6 @@ class Protocol:
         """Whether samples of both are pairs: the same noise through the same sampler."""
         keys = ("pipeline", "scheduler", "steps", "eta", "seed", "samples", "arguments")
         return all(getattr(self, key) == getattr(other, key) for key in keys)
-
-
-def denoiser(pipe: DiffusionPipeline) -> nn.Module:
-    """Return the network that the pipeline calls at each step: its ``unet`` or ``transformer``."""
-    for name in ("unet", "transformer"):
-        part = getattr(pipe, name, None)
-        if isinstance(part, nn.Module):
-            return part
-    raise MatchError(type(pipe).__name__, "a denoiser named unet or transformer", ", ".join(pipe.components))
 
 
 def protocol(

@@ -13,7 +13,7 @@ class Store:
         memory: bytes kept in memory at most; None for no bound.
         folder: where spilled tensors go; each is one file, removed when the last user lets go of the tensor (the file is unlinked
             at once, so a killed process leaves nothing behind).
-        dtype: what activations are kept in; bfloat16 halves the space.
+        dtype: what activations (floats of three axes or more) are kept in; bfloat16 halves the space.
     """
 
     def __init__(self, memory: int | None, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -23,25 +23,32 @@ class Store:
         self._numbers = itertools.count()
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor with the values of ``tensor`` (rounded to the store's dtype); may live in a mapped file."""
+        """Return a tensor with the values of ``tensor`` (rounded to the store's dtype); may live in a mapped file.
+
+        Tensors without a spatial or token axis are not rounded: they are small, and among them are timesteps on their way into sine
+        and cosine, of which bfloat16 would leave nothing.
+        """
         value = tensor.detach()
-        if value.is_floating_point() and value.dtype != self.dtype:
+        if value.ndim > 2 and value.is_floating_point() and value.dtype != self.dtype:
             value = value.to(self.dtype)
         size = value.numel() * value.element_size()
         if self.memory is None or self.used + size <= self.memory or size < 4096:
             self.used += size
+            # Only what carries this mark counts against the bound: not spilled tensors, not inputs that were never kept.
+            value._halftone_in_memory = True  # type: ignore[attr-defined]
             return value
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{next(self._numbers)}.bin"
-        mapped = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype).view(value.shape)
+        flat = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype)
+        # The same memory layout as in memory: convolutions sum in another order for another layout.
+        mapped = flat.as_strided(value.shape, torch.empty_like(value, device="meta").stride())
         mapped.copy_(value)
         path.unlink()
         self.spilled += size
-        # The mapping keeps the bytes; its owner is told apart from memory by this mark.
-        mapped._halftone_spilled = True  # type: ignore[attr-defined]
         return mapped
 
     def release(self, tensor: torch.Tensor) -> None:
-        """Tell the store that a kept tensor is no longer needed."""
-        if not getattr(tensor, "_halftone_spilled", False):
+        """Tell the store that a tensor is no longer needed; one it never kept is none of its business."""
+        if getattr(tensor, "_halftone_in_memory", False):
+            tensor._halftone_in_memory = False  # type: ignore[attr-defined]
             self.used -= tensor.numel() * tensor.element_size()

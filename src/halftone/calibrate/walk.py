@@ -97,12 +97,13 @@ class Walk:
 
     def __iter__(self) -> Iterator[Unit]:
         environments: list[list[Environment]] = [[] for _ in self.indices]
+        visited: set[str] = set()
         for b, index in enumerate(self.indices):
             start = dict(pairs((self.tape.args, self.tape.kwargs), self.data.rows(index)))
             environments[b] = [dict(start) for _ in self.streams]
         for entry in self.tape.entries:
             if entry.is_unit:
-                yield from self._unit(entry, environments)
+                yield from self._unit(entry, environments, visited)
             else:
                 with torch.no_grad():
                     for batch in environments:
@@ -121,7 +122,7 @@ class Walk:
                 done[read] = {i: self.store.keep(value) for i, value in pairs(entry.out, out)}
             environment.update(done[read])
 
-    def _unit(self, entry: Entry, environments: list[list[Environment]]) -> Iterator[Unit]:
+    def _unit(self, entry: Entry, environments: list[list[Environment]], visited: set[str]) -> Iterator[Unit]:
         path = str(entry.target)
         module = self.model.module.get_submodule(path)
         calls: list[list[tuple[tuple, dict]]] = [
@@ -137,7 +138,11 @@ class Walk:
             kept.append(fill(entry.out, values.__getitem__))
         del targets
         last = calls[-1]
-        yield Unit(path, module, self.model.layers_in(path), (calls[FLOAT], last), kept, self.batch)
+        layers = [layer for layer in self.model.layers_in(path) if layer not in visited]
+        # A unit that is called again (DiT's first block lends its embedding to the head) was decided the first time.
+        if path not in visited and (layers or not self.model.layers_in(path)):
+            visited.update((path, *layers))
+            yield Unit(path, module, layers, (calls[FLOAT], last), kept, self.batch)
         if QUANTIZED in self.streams:
             with torch.no_grad():
                 for batch, call in zip(environments, calls[QUANTIZED], strict=True):

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from halftone.artifact import denoiser, load_pipeline
+from halftone.artifact import load_pipeline
 from halftone.foundation.errors import HalftoneError
 from halftone.kernels.machine import require
+from halftone.models.denoiser import denoiser
 from halftone.models.example_inputs import example_inputs
 from halftone.nn.layers import set_engine
 
@@ -31,7 +32,7 @@ def measure(folder: str, engine: str, batch: int, device: str) -> dict[str, int 
     if engine not in _DTYPES:
         require(engine, weight_only=True)
     pipe = load_pipeline(folder, dtype=_DTYPES.get(engine, torch.float32)).to(device)
-    _, model = denoiser(pipe)
+    model = denoiser(pipe)
     if engine not in _DTYPES:
         set_engine(model, engine)
     args, kwargs = example_inputs(model.eval(), batch)

@@ -13,11 +13,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from halftone.calibrate.sampling import Protocol, batches, denoiser, last_step, protocol, quiet
+from halftone.calibrate.sampling import Protocol, batches, last_step, protocol, quiet
 from halftone.foundation.build import plain
 from halftone.foundation.errors import CalibrationError, ConfigError
 from halftone.foundation.progress import Progress
 from halftone.models.concatenation import concatenated_inputs
+from halftone.models.denoiser import denoiser
 from halftone.models.roles import QUANTIZABLE
 from halftone.nn import QuantizedLayer
 from halftone.quant.bimodality import bimodality
@@ -88,13 +89,17 @@ class _Meter:
     def __init__(self) -> None:
         self.rows: dict[int, torch.Tensor] = {}
 
-    def look(self, call: int, x: torch.Tensor) -> None:
+    def look(self, path: str, call: int, x: torch.Tensor) -> None:
         flat = x.detach().float().flatten()
         picked = flat[:: max(1, flat.numel() // _AT_MOST)]
         low, high = torch.quantile(picked, torch.tensor(QUANTILES, device=flat.device)).tolist()
         row = torch.tensor([float(flat.min()), low, high, float(flat.max())], dtype=torch.float64)
+        if not torch.isfinite(row).all():
+            raise CalibrationError(f"input of {path}", "finite values", "NaN or infinity", "The float model is broken.")
         before = self.rows.get(call)
-        self.rows[call] = row if before is None else torch.cat([before[:2].minimum(row[:2]), before[2:].maximum(row[2:])])
+        self.rows[call] = (
+            row if before is None else torch.cat([before[:2].minimum(row[:2]), before[2:].maximum(row[2:])])
+        )
 
 
 class _Watch:
@@ -138,11 +143,14 @@ class _Watch:
         return look
 
     def _meter(self, path: str, part: int, x: torch.Tensor) -> None:
-        self.meters.setdefault((path, part), _Meter()).look(len(self.times) - 1, x)
+        self.meters.setdefault((path, part), _Meter()).look(path, len(self.times) - 1, x)
 
 
 class _Bands:
-    """Joins what the pipeline calls gave: extremes of the extremes, means of the quantiles (weighted by samples)."""
+    """Joins what the pipeline calls gave: extremes of the extremes, means of the quantiles (weighted by samples).
+
+    A call in which a layer had no part is NaN.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[tuple[str, int], torch.Tensor] = {}
@@ -164,8 +172,6 @@ class _Bands:
     def band(self, path: str, part: int = 0) -> Band:
         rows = self.sums[path, part].clone()
         rows[:, 1:3] /= self.samples
-        if torch.isinf(rows).any():
-            raise CalibrationError(f"input of {path}", "finite values", "infinity", "The float model diverges.")
         return Band(*(tuple(float(f"{v:.6g}") for v in column.tolist()) for column in rows.T))
 
     def extremes(self, path: str, parts: int) -> torch.Tensor:
@@ -219,13 +225,11 @@ def ranges_over_time(
     if any(isinstance(module, QuantizedLayer) for module in network.modules()):
         raise ConfigError("ranges", "a float denoiser", "one that Halftone has quantized", "Load the original model.")
     facts = protocol(pipe, count, steps, seed, batch, each, **call)
-    parts: dict[str, tuple[int, ...]] | None = None
-    bands, times = _Bands(), ()
+    bands = _Bands()
+    times: tuple[float, ...] = ()
     task = (progress or Progress(enabled=False)).task("ranges", count, "images")
     with task, quiet(pipe), last_step(pipe.scheduler), torch.no_grad():
-        if parts is None:
-            first = next(batches(pipe, count, seed, batch, each or {}, call))
-            parts = _concatenated(pipe, first, steps)
+        parts = _concatenated(pipe, next(batches(pipe, count, seed, batch, each or {}, call)), steps)
         for arguments in batches(pipe, count, seed, batch, each or {}, call):
             size = len(arguments["generator"])
             with _Watch(network, parts) as watch:
@@ -234,7 +238,7 @@ def ranges_over_time(
             bands.add(watch, size)
             task.advance(size)
     layers = {path: bands.band(path) for path, part in bands.sums if part == 0}
-    weights = {path: network.get_submodule(path).weight.detach().cpu() for path in parts if path in layers}
+    weights = {path: network.get_parameter(f"{path}.weight").detach().cpu() for path in parts if path in layers}
     concatenations = {
         path: Concatenation(
             channels=parts[path],

@@ -16,9 +16,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from halftone.calibrate.sampling import Protocol, batches, denoiser, last_step, protocol, quiet
+from halftone.calibrate.sampling import Protocol, batches, last_step, protocol, quiet
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.progress import Progress
+from halftone.models.denoiser import denoiser
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,16 @@ class AbstractFormat(ABC):
     """A finite grid of numbers in the unscaled domain.
 
     Subclasses are frozen dataclasses, one per file of :mod:`halftone.formats.kinds`, named after their file. Everything about
-    the grid is derived from their fields. Codes are unsigned integers ``0 .. 2**bits - 1``.
+    the grid is derived from their fields. Codes are unsigned integers ``0 .. 2**bits - 1``: uint8 up to 8 bits, int32 for the wider
+    formats that only activations have (a 16-bit softmax).
     """
 
     bits: int
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """The dtype that codes are held in."""
+        return torch.uint8 if self.bits <= 8 else torch.int32
 
     @classmethod
     @abstractmethod
@@ -41,8 +47,8 @@ class AbstractFormat(ABC):
 
     @abstractmethod
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the uint8 codes of ``round(x)``; same shape."""
+        """Return the codes of ``round(x)`` in :attr:`code_dtype`; same shape."""
 
     @abstractmethod
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the float32 grid numbers of uint8 ``codes``; same shape."""
+        """Return the float32 grid numbers of ``codes``; same shape."""

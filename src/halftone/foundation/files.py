@@ -72,6 +72,23 @@ def staged_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise OutputError(str(path), "to put the finished folder here", str(error), fix) from error
 
 
+def check_output(path: str | Path, overwrite: bool = False) -> None:
+    """Raise the error with which ``staged_folder`` would refuse ``path``, for work to be refused before it begins.
+
+    Raises:
+        OutputError: ``path`` is a file, or a folder that is not empty and may not be overwritten.
+    """
+    path = Path(path).resolve()
+    with _explained(path):
+        _refuse(path, overwrite)
+
+
+def write_failure(error: BaseException, path: str | Path) -> OutputError | None:
+    """Return the error to show where ``error`` means a full disk or a missing permission at ``path``, else None."""
+    reason = _reason(error)
+    return OutputError(str(path), *reason) if reason else None
+
+
 def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of the file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:

@@ -21,7 +21,7 @@ class _CatWatch(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func in (torch.cat, torch.concat, torch.concatenate):
-            tensors = args[0]
+            tensors = args[0] if args else (kwargs or {})["tensors"]
             dim = args[1] if len(args) > 1 else (kwargs or {}).get("dim", 0)
             axis = 1 if out.ndim == 4 else out.ndim - 1
             if dim % out.ndim == axis:

@@ -70,6 +70,8 @@ def _home(denoiser: nn.Module) -> tuple[torch.device, torch.dtype]:
 def _unet(denoiser: nn.Module, draw: _Draw, batch: int, timestep: int) -> Call:
     labels = {}
     count = getattr(draw.config, "num_class_embeds", None)
+    if getattr(draw.config, "class_embed_type", None) == "timestep":
+        count = 1000
     if getattr(denoiser, "class_embedding", None) is not None and count:
         labels["class_labels"] = draw.integers(count, batch)
     return (draw.sample(batch), draw.full(timestep, batch)), labels

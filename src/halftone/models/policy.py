@@ -75,20 +75,22 @@ def make_plan(model: nn.Module, found: Architecture, rules: tuple[Rule, ...]) ->
         MatchError: a rule that matches no role, unless it is optional.
         ConfigError: a rule with unknown operands, or a policy that quantizes nothing.
     """
+    attentions = [path for path, module in model.named_modules() if can_hold_operands(module)]
     names = {role.name for role in found.roles.values()}
+    matchable = names | ({"attention"} if attentions else set())
     for rule in rules:
         unknown = set(rule.operands or ()) - set(OPERANDS)
         if unknown:
             raise ConfigError(
                 f"policy rule '{rule.roles}'.operands", "any of " + ", ".join(OPERANDS), ", ".join(unknown)
             )
-        hit = any(fnmatchcase(name, rule.roles) for name in names) or fnmatchcase("attention", rule.roles)
+        hit = any(fnmatchcase(name, rule.roles) for name in matchable)
         if not hit and not rule.optional:
             raise MatchError(
                 f"policy rule '{rule.roles}'",
                 "a role of this model",
                 "no match",
-                f"Its roles: {', '.join(sorted(names))}.",
+                f"Its roles: {', '.join(sorted(matchable))}.",
             )
     layers = {p: Planned(p, r.name, r.inferred, _scheme(r.name, rules)) for p, r in found.roles.items()}
     if not any(planned.scheme for planned in layers.values()):
@@ -97,5 +99,4 @@ def make_plan(model: nn.Module, found: Architecture, rules: tuple[Rule, ...]) ->
     for rule in rules:
         if rule.operands and fnmatchcase("attention", rule.roles):
             specs.update(rule.operands)
-    attentions = [path for path, module in model.named_modules() if can_hold_operands(module)] if specs else []
-    return Plan(layers, {path: dict(specs) for path in attentions})
+    return Plan(layers, {path: dict(specs) for path in attentions if specs})

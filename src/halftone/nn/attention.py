@@ -28,7 +28,7 @@ class AttentionOperands(SiteOwner):
         for site, spec in self.site_specs.items():
             self.register_buffer(f"{site}_scale", torch.empty(1))
             if spec.zero == "asymmetric":
-                self.register_buffer(f"{site}_zero_point", torch.empty(1, dtype=torch.uint8))
+                self.register_buffer(f"{site}_zero_point", torch.empty(1, dtype=spec.number_format.code_dtype))
 
     @property
     def active(self) -> bool:

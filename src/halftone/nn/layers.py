@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from halftone.formats import Affine, pack, packed_size, unpack
+from halftone.foundation.errors import ConfigError
 from halftone.kernels import Choice, Operands, Operation, Prepared, choose
 from halftone.kernels.library.reference import dequantized_weight
 from halftone.nn.sites import SiteOwner
@@ -29,6 +30,12 @@ class Scheme:
     weight: QuantSpec
     input: QuantSpec | None = None
     segments: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weight.bits > 8:
+            raise ConfigError(
+                "weight format", "at most 8 bits", self.weight.format, "Wider formats are for activations."
+            )
 
 
 class QuantizedLayer(SiteOwner):
@@ -96,7 +103,9 @@ class QuantizedLayer(SiteOwner):
         if scheme.input is not None:
             self.register_buffer("input_scale", torch.empty(count, device=device))
             if scheme.input.zero == "asymmetric":
-                self.register_buffer("input_zero_point", torch.empty(count, dtype=torch.uint8, device=device))
+                self.register_buffer(
+                    "input_zero_point", torch.empty(count, dtype=scheme.input.number_format.code_dtype, device=device)
+                )
 
     def hold(self, codes: torch.Tensor, affine: Affine, scheme: Scheme) -> None:
         """Enter the quantized state: ``codes`` uint8 of :attr:`weight_shape`, weight ``affine`` ``[S, out]``.

@@ -15,7 +15,7 @@ def bimodality(ranges: torch.Tensor, weight: torch.Tensor, parts: tuple[int, ...
         parts: input channels of each part, in order.
     """
     low, high = ranges[:, 0].clamp(max=0).double(), ranges[:, 1].clamp(min=0).double()
-    power = torch.stack([part.double().square().sum() for part in weight.split(list(parts), dim=1)])
+    power = torch.stack([part.double().square().sum() for part in weight.detach().split(list(parts), dim=1)])
     joint = (high.max() - low.min()).square() * power.sum()
     apart = ((high - low).square() * power).sum()
     if apart <= 0 or joint <= 0:

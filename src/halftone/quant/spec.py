@@ -30,6 +30,8 @@ class QuantSpec:
     def __post_init__(self) -> None:
         if not self.number_format.low <= 0 <= self.number_format.high:
             raise ConfigError(f"format '{self.format}'", "a grid that holds zero")
+        if self.number_format.high - self._fixed_zero_point() <= 0:
+            raise ConfigError(f"format '{self.format}'", f"a grid with a level above zero, for the zero mode {self.zero}")
 
     @property
     def number_format(self) -> AbstractFormat:
@@ -38,6 +40,13 @@ class QuantSpec:
     @property
     def bits(self) -> int:
         return self.number_format.bits
+
+    def _fixed_zero_point(self) -> float:
+        """Return the zero point that does not follow from a range (asymmetric: the lowest there may be)."""
+        grid = self.number_format
+        if self.zero == "symmetric":
+            return (grid.low + grid.high + 1) / 2
+        return grid.low if self.zero == "asymmetric" else 0.0
 
     def affine(self, low: torch.Tensor, high: torch.Tensor) -> Affine:
         """Return the affine map whose grid covers ``[low, high]`` (and zero); all tensors of one shape, float32.
@@ -48,13 +57,17 @@ class QuantSpec:
         grid = self.number_format
         low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
         if self.zero == "symmetric":
-            middle = (grid.low + grid.high + 1) / 2
+            middle = self._fixed_zero_point()
             scale = torch.maximum(-low, high) / (grid.high - middle)
             scale = scale.clamp(min=SMALLEST_SCALE)
             return Affine(scale, torch.full_like(scale, middle))
         if self.zero == "none":
-            scale = (high / grid.high).clamp(min=SMALLEST_SCALE)
+            below = low / grid.low if grid.low < 0 else torch.zeros_like(low)
+            scale = torch.maximum(high / grid.high, below).clamp(min=SMALLEST_SCALE)
             return Affine(scale, torch.zeros_like(scale))
-        scale = ((high - low) / (grid.high - grid.low)).clamp(min=SMALLEST_SCALE)
-        zero_point = (grid.low - low / scale).round().clamp(grid.low, grid.high)
+        # Divided before subtracting: the width of a huge range overflows float32.
+        levels = grid.high - grid.low
+        scale = torch.where((high - low).isinf(), high / levels - low / levels, (high - low) / levels)
+        scale = scale.clamp(min=SMALLEST_SCALE)
+        zero_point = grid.round(grid.low - low / scale)
         return Affine(scale, zero_point)

@@ -12,7 +12,6 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from halftone.calibrate.record import record
-from halftone.calibrate.sampling import denoiser
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
@@ -20,6 +19,7 @@ from halftone.foundation.files import write_atomically
 from halftone.foundation.registry import make
 from halftone.methods.contract import Run, StepReport
 from halftone.models.concatenation import concatenated_inputs
+from halftone.models.denoiser import denoiser
 from halftone.models.fingerprint import fingerprint
 from halftone.models.policy import make_plan
 from halftone.models.quant_model import QuantModel

@@ -15,6 +15,10 @@ class Part(AbstractSelect):
     which: Literal["first", "middle", "last"] = "middle"
     share: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, got {self.share}")
+
     def choose(self, calls: int, count: int, generator: torch.Generator) -> torch.Tensor:
         width = max(1, round(self.share * calls))
         start = {"first": 0, "middle": (calls - width) // 2, "last": calls - width}[self.which]

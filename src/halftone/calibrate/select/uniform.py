@@ -13,6 +13,10 @@ class Uniform(AbstractSelect):
 
     steps: int = 20
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
     def choose(self, calls: int, count: int, generator: torch.Generator) -> torch.Tensor:
         kept = min(self.steps, calls, count)
         indices = (torch.arange(kept) * calls) // kept

@@ -1,4 +1,4 @@
-"""Uniform integers of 1 to 8 bits, signed or not."""
+"""Uniform integers of 1 to 16 bits, signed or not."""
 
 import re
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Integer(AbstractFormat):
     signed: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise FormatError(self.name, "1 to 8 bits", str(self.bits))
+        if not 1 <= self.bits <= 16:
+            raise FormatError(self.name, "1 to 16 bits", str(self.bits))
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
@@ -44,7 +44,7 @@ class Integer(AbstractFormat):
         return x.round().clamp(self.low, self.high)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.round(x) - self.low).to(torch.uint8)
+        return (self.round(x) - self.low).to(self.code_dtype)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return codes.to(torch.float32) + self.low

@@ -17,21 +17,33 @@ from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.models.quant_model import QuantModel
 
 _STRETCH_LOW, _STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the rectified sigmoid
+_DECIDED = 0.95  # h of a decision taken over from an earlier rounding: firm, yet not beyond the gradient's reach
 
 
 class SoftRounding(nn.Module):
     """The rounding variable V of one weight: between floor and ceiling, at the end exactly one of them.
 
     ``w(V) = scale * (clamp(floor(w / scale) + h(V) + zero_point) - zero_point)``, ``h(V) = clip(sigmoid(V) * 1.2 - 0.1, 0, 1)``;
-    V starts where h is the fractional part, so the soft weight starts as the (clipped) float weight.
+    V starts where h is the fractional part, so the soft weight starts as the (clipped) float weight. Given ``codes`` of an earlier
+    rounding, the choice is between each code and its neighbour on the side of the float weight, and V starts nearly decided for
+    the code.
     """
 
-    def __init__(self, weight: torch.Tensor, affine: Affine, grid: AbstractFormat) -> None:
+    def __init__(
+        self, weight: torch.Tensor, affine: Affine, grid: AbstractFormat, codes: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.affine, self.grid = affine, grid
         scaled = weight.float() * affine.scale.reciprocal()
-        self.floor = scaled.floor()
-        rest = (scaled - self.floor).clamp(1e-4, 1 - 1e-4)
+        if codes is None:
+            self.floor = scaled.floor()
+            rest = scaled - self.floor
+        else:
+            level = grid.decode(codes) - affine.zero_point
+            below = scaled < level  # the alternative is one lower, so the code itself is the ceiling
+            self.floor = torch.where(below, level - 1, level)
+            rest = torch.where(below, _DECIDED, 1 - _DECIDED)
+        rest = rest.clamp(1e-4, 1 - 1e-4)
         self.v = nn.Parameter(-torch.log((_STRETCH_HIGH - _STRETCH_LOW) / (rest - _STRETCH_LOW) - 1))
 
     def h(self) -> torch.Tensor:
@@ -67,14 +79,16 @@ class AdaRound(AbstractMethod):
         warm_up: share of the iterations without the regulariser.
         beta: its exponent at the start and at the end, linear in between.
         inputs: ``quantized`` feeds a unit what the model quantized so far puts out (Q-Diffusion), ``float`` the float model's.
+        start: ``float`` is AdaRound's own start; ``codes`` goes on from the decisions of the step before, such as GPTQ's, and needs a
+            small part of the iterations.
         walk_batch: samples a forward while walking.
 
     Needs a step that has rounded the weights before (its scales are kept). Scales and zero points are not learned.
 
     Deviations from the official code (research/qdiffusion 1.3, 4): units come in execution order; *all* rounding variables are
-    regularised, also those of the second half of a split layer; the error is the mean square divided by that of nearest rounding,
+    regularised, also those of the second half of a split layer; the error is the mean square divided by that of the rounding before,
     and the regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor on the
-    size of activations; a unit whose error did not fall below nearest rounding's keeps nearest rounding.
+    size of activations; a unit whose error did not fall keeps the rounding it had.
     """
 
     paper: ClassVar[str] = (
@@ -83,10 +97,11 @@ class AdaRound(AbstractMethod):
     iterations: int = 20000
     batch: int = 32
     lr: float = 1e-3
-    regularization: float = 1.0
+    regularization: float = 100.0
     warm_up: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
     inputs: Literal["quantized", "float"] = "quantized"
+    start: Literal["float", "codes"] = "float"
     walk_batch: int = 32
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
@@ -103,27 +118,28 @@ class AdaRound(AbstractMethod):
                         layer.hold(found[f"codes.{path}"], affine, scheme)
                         layer.set_site_affine("input", site)
                     before, after = (float(v) for v in found["errors"])
-                    layers[unit.path] = {"error_nearest": before, "error": after}
-                    task.advance(note=f"{unit.path}: error {after / max(before, 1e-30):.2f} of nearest")
+                    layers[unit.path] = {"error_before": before, "error": after}
+                    task.advance(note=f"{unit.path}: error {after / max(before, 1e-30):.2f} of before")
                 else:
                     task.advance()
         return StepReport(layers)
 
     def _reconstruct(self, model: QuantModel, unit: Unit, stream: int, run: Run) -> dict[str, torch.Tensor]:
         schemes = model.plan.quantized()
-        roundings, nearest = {}, {}
+        roundings, start = {}, {}
         for path in unit.layers:
             layer = model.layer(path)
             weight, affine = model.originals[path], layer.weight_affine()
             broadcast = along_weight(affine, layer.segments, weight.ndim)
-            roundings[path] = SoftRounding(weight, broadcast, schemes[path].weight.number_format)
-            nearest[path] = layer.codes()
+            start[path] = layer.codes()
+            known = start[path] if self.start == "codes" else None
+            roundings[path] = SoftRounding(weight, broadcast, schemes[path].weight.number_format, known)
         before = unit_error(unit, stream, self.walk_batch)
         self._optimise(model, unit, stream, roundings, before, run)
         codes = {path: rounding.codes() for path, rounding in roundings.items()}
         after = self._error_with(model, unit, stream, codes)
         if not after <= before:
-            codes, after = nearest, before
+            codes, after = start, before
         return {**{f"codes.{p}": c for p, c in codes.items()}, "errors": torch.tensor([before, after])}
 
     def _error_with(self, model: QuantModel, unit: Unit, stream: int, codes: dict[str, torch.Tensor]) -> float:
@@ -139,7 +155,7 @@ class AdaRound(AbstractMethod):
         self, model: QuantModel, unit: Unit, stream: int, roundings: dict[str, SoftRounding], scale: float, run: Run
     ) -> None:
         if scale == 0:
-            return  # nearest rounding is already exact, and there is nothing to normalise by
+            return  # the rounding is already exact, and there is nothing to normalise by
         variables = [rounding.v for rounding in roundings.values()]
         count = sum(v.numel() for v in variables)
         optimizer = torch.optim.Adam(variables, lr=self.lr)

@@ -31,7 +31,7 @@ class LearnedStep(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         affine = along_input(self.affine(), self.segments, x.ndim, self.axis)
-        scaled = x / affine.scale
+        scaled = x * affine.scale.reciprocal()  # as the definition does, so that ties fall alike
         # Straight through the rounding; the clamp stops gradients to x outside the range and sends them to the step instead.
         level = scaled + (scaled.round() - scaled).detach() + affine.zero_point
         return (level.clamp(self.grid.low, self.grid.high) - affine.zero_point) * affine.scale

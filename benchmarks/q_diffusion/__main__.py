@@ -1,0 +1,95 @@
+"""``python -m benchmarks.q_diffusion run`` measures, ``python -m benchmarks.q_diffusion render`` writes the pages."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from diffusers.utils import logging
+
+from benchmarks.q_diffusion.settings import CACHE, DOCS, MODEL, README, RESULTS, SECTIONS, Settings
+from halftone.foundation.errors import HalftoneError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.q_diffusion", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure the rows that are missing")
+    run.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them: %(default)s")
+    run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as '*/*w4a8*'")
+    run.add_argument("--samples", type=int, help="of every row; default 5000 in the headline, 2000 elsewhere")
+    run.add_argument("--steps", type=int, default=50, help="of DDIM, for calibration and evaluation")
+    run.add_argument(
+        "--budget", choices=["demo", "fast", "paper"], help="default: fast; demo in ablation and timesteps"
+    )
+    run.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the calibration; the first is the main"
+    )
+    run.add_argument("--noise", type=int, default=0, help="seed of the evaluation's noise")
+    run.add_argument("--batch", type=int, default=64, help="images at a time")
+    run.add_argument("--rounds", type=int, default=30, help="of the latency's run")
+    run.add_argument("--model", default=MODEL, help="zoo:NAME or a pipeline folder; default: %(default)s")
+    run.add_argument("--device", default="cpu", help="where images are drawn (simulated, unless it is the cpu)")
+    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip rows that are there")
+    run.add_argument("--jobs", type=int, default=1, choices=[1], help="rows at a time: one, as it uses all threads")
+    run.add_argument("--cache", type=Path, default=CACHE, help="models and float samples; default: %(default)s")
+    render = commands.add_parser("render", help="write tables and plots")
+    render.add_argument("--docs", type=Path, default=DOCS)
+    render.add_argument("--readme", type=Path, default=README)
+    for command in (run, render):
+        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows; default: %(default)s")
+    return parser
+
+
+def _settings(chosen: argparse.Namespace) -> Settings:
+    sections = tuple(part.strip() for part in chosen.only.split(",") if part.strip())
+    unknown = [part for part in sections if part not in SECTIONS]
+    if unknown:
+        raise SystemExit(f"--only: unknown {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    return Settings(
+        sections=sections,
+        pattern=chosen.rows,
+        samples=chosen.samples,
+        budget=chosen.budget,
+        steps=chosen.steps,
+        seeds=tuple(dict.fromkeys(chosen.seeds)),
+        noise=chosen.noise,
+        batch=chosen.batch,
+        model=chosen.model,
+        device=chosen.device,
+        rounds=chosen.rounds,
+        resume=chosen.resume,
+        results=chosen.results,
+        cache=chosen.cache,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0; 1 where a row failed, 2 for a wrong request, 130 when interrupted."""
+    chosen = _parser().parse_args(arguments)
+    # Loading a pipeline from a folder takes no time worth a bar, and a study loads hundreds.
+    logging.disable_progress_bar()
+    try:
+        if chosen.command == "render":
+            from benchmarks.q_diffusion.render import render
+
+            for line in render(chosen.results, chosen.docs, chosen.readme):
+                print(line, flush=True)
+            return 0
+        from benchmarks.q_diffusion.run import run
+        from halftone.foundation.progress import Progress
+
+        with Progress() as progress:
+            failed = run(_settings(chosen), lambda line: print(line, flush=True), progress)
+    except HalftoneError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    if failed:
+        print("failed: " + ", ".join(failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Published findings held against the rows. No verdict is typed in: each is computed from intervals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.q_diffusion.results import Result, Section, change, comparable, pick, removed
+
+SHOWS, NOT, OPEN = "shows", "does not show", "is not decided"
+_TARGET = "(target) "
+# A difference may be certain and yet too small to matter: published claims are about large ones.
+_MATTERS = 0.10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A published claim, or a target of the study, whether it shows here, and the numbers that say so."""
+
+    claim: str
+    verdict: str
+    evidence: str
+
+    def text(self) -> str:
+        """Return the finding as an item of a list."""
+        if self.claim.startswith(_TARGET):
+            verdict = {SHOWS: "met", NOT: "not met"}.get(self.verdict, self.verdict)
+            return f"- *Our target:* {self.claim.removeprefix(_TARGET)} ***{verdict.capitalize()}:*** {self.evidence}"
+        return f"- *Published:* {self.claim} *Here it **{self.verdict}**:* {self.evidence}"
+
+
+def percent(value: float) -> str:
+    """Return a share as a signed percentage; as a factor where it is large."""
+    return f"{value:+.0%}" if value < 3 else f"×{value + 1:.1f}"
+
+
+def effect(what: str, a: Result, b: Result) -> tuple[str, float, float]:
+    """Return a sentence about the error of ``a`` beside that of ``b``, and the bounds of the difference."""
+    found = change(a, b)
+    count = min(len(a.errors), len(b.errors))
+    bounds = f"95 % interval {percent(found.low)} to {percent(found.high)}, {count} pairs"
+    return f"{what} changes the paired error by {percent(found.value)} ({bounds})", found.low, found.high
+
+
+def _matters(low: float, high: float) -> str:
+    """Whether a change for the worse shows."""
+    if low > _MATTERS:
+        return SHOWS
+    return NOT if high < _MATTERS or low <= 0 <= high else OPEN
+
+
+def _negligible(low: float, high: float) -> str:
+    """Whether a change is as small as published."""
+    if low > -_MATTERS and high < _MATTERS:
+        return SHOWS
+    return NOT if low > _MATTERS or high < -_MATTERS else OPEN
+
+
+def _claim(
+    claim: str, what: str, a: Result | None, b: Result | None, judge: Callable[[float, float], str]
+) -> list[Finding]:
+    if a is None or b is None or not comparable(a, b):
+        return []
+    sentence, low, high = effect(what, a, b)
+    return [Finding(claim, judge(low, high), f"{sentence}.")]
+
+
+def headline(rows: Section) -> list[Finding]:
+    """Q-Diffusion beside its rivals, and the study's targets."""
+    found = []
+    for bits in dict.fromkeys(
+        row.labels["bits"] for row in rows.values() if row.labels.get("bits", "").startswith("w")
+    ):
+        mine, linear, gptq = (pick(rows, method=m, bits=bits, seed="main") for m in ("q-diffusion", "rtn", "gptq"))
+        if mine is None:
+            continue
+        if linear is not None and comparable(mine, linear):
+            share = removed(mine, linear)
+            met = SHOWS if share.low >= 0.95 else NOT if share.high < 0.95 else OPEN
+            evidence = f"{share.value:.1%} at budget {mine.data['budget']} (95 % interval {share.low:.1%} to {share.high:.1%})."
+            found.append(Finding(f"{_TARGET}{bits}: at least 95 % of linear's excess error is removed.", met, evidence))
+        found += _claim(
+            f"{_TARGET}{bits}: block reconstruction beats GPTQ clearly.",
+            "GPTQ in its place",
+            gptq,
+            mine,
+            _matters,
+        )
+    return found + _distance_targets(rows)
+
+
+def _distance_targets(rows: Section) -> list[Finding]:
+    """The target for the Fréchet distance, which is stated for two budgets."""
+    mine, reference = pick(rows, method="q-diffusion", bits="w4a8", seed="main"), rows.get("float")
+    if mine is None or reference is None or mine.distribution is None or reference.distribution is None:
+        return []
+    if mine.protocol["samples"] != reference.protocol["samples"]:
+        return []
+    limit = {"paper": 0.03, "demo": 0.10}.get(mine.data["budget"])
+    if limit is None:
+        return []
+    over = mine.distribution["value"] / reference.distribution["value"] - 1
+    verdict = SHOWS if over <= limit else NOT
+    claim = f"{_TARGET}w4a8 at budget {mine.data['budget']}: distance at most {limit:.0%} above the float model's."
+    return [Finding(claim, verdict, f"{over:+.1%}, from one set of {mine.protocol['samples']} samples.")]
+
+
+def ablation(rows: Section) -> list[Finding]:
+    """Calibration matters for weights, split for activations (research: the authors' talk)."""
+    full = {"calibration": "uniform", "split": "auto", "reconstruction": "ada_round"}
+
+    def cell(bits: str, **changed: str) -> Result | None:
+        return pick(rows, bits=bits, **{**full, **changed})
+
+    found: list[Finding] = []
+    for bits, words in (("w4a32", "for weights alone"), ("w4a8", "with 8-bit activations")):
+        whole = cell(bits)
+        for calibration in ("first-tenth", "one-step"):
+            claim = f"{words}, calibrating over all timesteps matters ({bits}, {calibration})."
+            what = f"calibrating on {calibration} only"
+            found += _claim(claim, what, cell(bits, calibration=calibration), whole, _matters)
+        if bits == "w4a32":
+            found += _claim(
+                f"{words}, splitting the shortcuts matters little.",
+                "not splitting",
+                cell(bits, split="none"),
+                whole,
+                _negligible,
+            )
+        else:
+            claim = f"{words}, splitting the shortcuts is what saves the model."
+            found += _claim(claim, "not splitting", cell(bits, split="none"), whole, _matters)
+        claim = f"{words}, reconstruction matters."
+        found += _claim(claim, "rounding to nearest", cell(bits, reconstruction="nearest"), whole, _matters)
+    return found
+
+
+def timesteps(rows: Section) -> list[Finding]:
+    """Coverage of the whole trajectory matters, the number of samples hardly does."""
+    found: list[Finding] = []
+    for bits in ("w4a8", "w4a32"):
+        whole = pick(rows, bits=bits, select="uniform", samples="budget")
+        for part in ("first-half", "last-half", "first-quarter", "last-quarter"):
+            claim = f"{bits}: the {part.replace('-', ' ')} of the steps alone is a bad calibration."
+            found += _claim(claim, "it", pick(rows, bits=bits, select=part), whole, _matters)
+        for other in ("random", "normal"):
+            claim = f"{bits}: {other} selection brings nothing."
+            found += _claim(claim, f"{other} selection", pick(rows, bits=bits, select=other), whole, _brings_nothing)
+        many = pick(rows, bits=bits, samples="1024")
+        for count in ("64", "256"):
+            claim = f"{bits}: once the timesteps are covered, the number of samples hardly matters."
+            what = f"{count} samples in place of 1024"
+            found += _claim(claim, what, pick(rows, bits=bits, samples=count), many, _negligible)
+    return found
+
+
+def _brings_nothing(low: float, high: float) -> str:
+    if low > -_MATTERS:
+        return SHOWS
+    return NOT if high < 0 else OPEN
+
+
+def samplers(rows: Section) -> list[Finding]:
+    """Weights alone carry over to another sampler, static activation scales do not."""
+    found: list[Finding] = []
+    for bits, published, judge in (
+        ("w4a32", "weights calibrated for DDIM serve DPM-Solver++ as well.", _negligible),
+        ("w4a8", "activation scales calibrated for DDIM hurt DPM-Solver++; recalibrating repairs it.", _matters),
+    ):
+        carried, fresh = rows.get(f"{bits}-ddim-to-dpm"), rows.get(f"{bits}-dpm-to-dpm")
+        what = "not recalibrating"
+        found += _claim(f"{bits}: {published}", what, carried, fresh, judge)
+    return found
+
+
+def trajectory(rows: Section) -> list[Finding]:
+    """The talk's figure: linear at 4 bits drifts away, the method at 4 bits does not."""
+    ends = {name: row.metrics["trail"]["x_mse"][-1] for name, row in rows.items()}
+    mine, linear = ends.get("q-diffusion-w4a32"), ends.get("linear-w4a32")
+    if mine is None or linear is None:
+        return []
+    steps = rows["linear-w4a32"].protocol["steps"]
+    evidence = (
+        f"at the last of {steps} calls the error of x_t is {linear:.3g} for linear and {mine:.3g} for Q-Diffusion"
+    )
+    five, eight = ends.get("linear-w5a32"), ends.get("linear-w8a32")
+    if five is not None and eight is not None:
+        evidence += f"; linear has {five:.3g} at 5 bits and {eight:.3g} at 8"
+    claim = "at 4 bits, linear's error piles up along the trajectory and Q-Diffusion's stays far below it."
+    return [Finding(claim, SHOWS if mine < linear / 2 else NOT, evidence + ".")]

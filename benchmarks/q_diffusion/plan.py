@@ -1,0 +1,200 @@
+"""The study as data: every row of every section, in the order in which they are worth having."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from benchmarks.q_diffusion.settings import Settings
+
+Kind = Literal["float", "quality", "trail", "ranges", "latency"]
+HEADLINE = ("w4a8", "w4a32", "w8a8", "w3a8")
+METHODS = ("q-diffusion", "gptq", "rtn")
+# Nothing in this recipe looks at a calibration sample, so another seed gives the same model bit by bit.
+SEEDLESS = ("rtn-w4a32",)
+TIMED = ("q-diffusion-w4a8", "q-diffusion-w8a8", "q-diffusion-w4a32")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: what to quantize, how to sample it, and what it stands for in a table.
+
+    Attributes:
+        kind: what is measured.
+        recipe, overrides: None and nothing for the float model.
+        seed: of the calibration.
+        labels: the levels of the factors that the section varies.
+        calibrated_for, sampler: ``ddim`` or ``dpm``.
+    """
+
+    section: str
+    name: str
+    kind: Kind
+    budget: str
+    samples: int
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    seed: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    calibrated_for: str = "ddim"
+    sampler: str = "ddim"
+
+
+def rows(settings: Settings) -> list[Row]:
+    """Return the rows of the sections asked for, in order."""
+    makers = {
+        "headline": _headline,
+        "trajectory": _trajectory,
+        "timesteps": _timesteps,
+        "ablation": _ablation,
+        "ranges": _ranges,
+        "samplers": _samplers,
+    }
+    found = [row for section in settings.sections for row in makers[section](settings)]
+    assert len({(row.section, row.name) for row in found}) == len(found)
+    return [row for row in found if fnmatchcase(f"{row.section}/{row.name}", settings.pattern)]
+
+
+def _row(settings: Settings, section: str, name: str, kind: Kind, recipe: str | None = None, **more: object) -> Row:
+    seed = int(more.pop("seed", settings.seeds[0]))  # type: ignore[call-overload]
+    samples = settings.samples_of(section, seed)
+    return Row(section, name, kind, settings.budget_of(section), samples, recipe, seed=seed, **more)  # type: ignore[arg-type]
+
+
+def _headline(settings: Settings) -> Iterator[Row]:
+    yield _row(settings, "headline", "float", "float", labels={"method": "float", "bits": "float"})
+    for seed in settings.seeds:
+        if len(settings.seeds) > 1 and seed == settings.seeds[1]:
+            # The float model on as few samples as the further seeds get: a Fréchet distance depends on their number.
+            yield _row(settings, "headline", "float-few", "float", seed=seed, labels={"method": "float", "bits": "few"})
+        for bits, method in itertools.product(HEADLINE, METHODS):
+            recipe = f"{method}-{bits}"
+            first = seed == settings.seeds[0]
+            if not first and recipe in SEEDLESS:
+                continue
+            labels = {"method": method, "bits": bits, "seed": "main" if first else "further"}
+            yield _row(settings, "headline", f"{recipe}-seed{seed}", "quality", recipe, seed=seed, labels=labels)
+        if seed == settings.seeds[0]:
+            # Once the models are there: before the further seeds, which take longest.
+            yield _row(settings, "headline", "latency", "latency")
+
+
+def _trajectory(settings: Settings) -> Iterator[Row]:
+    for method, recipe, bits in (
+        ("q-diffusion", "q-diffusion-w4a32", 4),
+        ("linear", "rtn-w4a32", 4),
+        ("linear", "rtn-w4a32", 5),
+        ("linear", "rtn-w4a32", 8),
+    ):
+        overrides = () if bits == 4 else (f"policy.0.weight.format=uint{bits}",)
+        labels = {"method": method, "bits": str(bits)}
+        yield _row(settings, "trajectory", f"{method}-w{bits}a32", "trail", recipe, overrides=overrides, labels=labels)
+
+
+def _timesteps(settings: Settings) -> Iterator[Row]:
+    yield _row(settings, "timesteps", "float", "float", labels={"bits": "float"})
+    selections = {
+        "uniform": (),
+        "first-half": ("calibration.select={name: part, which: first, share: 0.5}",),
+        "middle-half": ("calibration.select={name: part, which: middle, share: 0.5}",),
+        "last-half": ("calibration.select={name: part, which: last, share: 0.5}",),
+        "first-quarter": ("calibration.select={name: part, which: first, share: 0.25}",),
+        "last-quarter": ("calibration.select={name: part, which: last, share: 0.25}",),
+        "random": ("calibration.select=random",),
+        "normal": ("calibration.select=normal",),
+    }
+    for bits in ("w4a8", "w4a32"):
+        for select, overrides in selections.items():
+            labels = {"bits": bits, "select": select, "samples": "budget"}
+            name, recipe = f"{bits}-{select}", f"q-diffusion-{bits}"
+            yield _row(settings, "timesteps", name, "quality", recipe, overrides=overrides, labels=labels)
+        for count in (64, 256, 1024):
+            labels = {"bits": bits, "select": "uniform", "samples": str(count)}
+            name, recipe = f"{bits}-uniform-{count}", f"q-diffusion-{bits}"
+            overrides = (f"calibration.samples={count}",)
+            yield _row(settings, "timesteps", name, "quality", recipe, overrides=overrides, labels=labels)
+
+
+CALIBRATIONS = ("uniform", "first-tenth", "one-step")
+SPLITS = ("auto", "none", "all")
+RECONSTRUCTIONS = ("ada_round", "gptq", "nearest")
+
+
+def _ablation(settings: Settings) -> Iterator[Row]:
+    yield _row(settings, "ablation", "float", "float", labels={"bits": "float"})
+    cells = list(itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS))
+    # One ingredient removed at a time tells most; then two, then three.
+    cells.sort(key=lambda cell: _removed(*cell[1:]))
+    named = [_without(settings, what) for what in ("no-learned-steps", "no-shrink")]
+    for number, (bits, calibration, split, reconstruction) in enumerate(cells):
+        if number == 2:
+            yield from named
+        if not reads_calibration(bits, split, reconstruction) and calibration != CALIBRATIONS[0]:
+            continue
+        recipe, overrides = _cell(settings, bits, calibration, split, reconstruction)
+        labels = {"bits": bits, "calibration": calibration, "split": split, "reconstruction": reconstruction}
+        name = "-".join(labels.values())
+        yield _row(settings, "ablation", name, "quality", recipe, overrides=overrides, labels=labels)
+
+
+def reads_calibration(bits: str, split: str, reconstruction: str) -> bool:
+    """Whether a cell's model depends on the calibration samples at all: if not, one calibration stands for all."""
+    return bits != "w4a32" or split == "auto" or reconstruction != "nearest"
+
+
+def _removed(calibration: str, split: str, reconstruction: str) -> int:
+    full = (CALIBRATIONS[0], SPLITS[0], RECONSTRUCTIONS[0])
+    return sum(a != b for a, b in zip((calibration, split, reconstruction), full, strict=True))
+
+
+def _without(settings: Settings, what: str) -> Row:
+    labels = {"bits": "w4a8", "without": what.removeprefix("no-")}
+    return _row(settings, "ablation", f"w4a8-{what}", "quality", f"q-diffusion-w4a8-{what}", labels=labels)
+
+
+def _cell(
+    settings: Settings, bits: str, calibration: str, split: str, reconstruction: str
+) -> tuple[str, tuple[str, ...]]:
+    """Return the recipe and the overrides of one cell; a named recipe where there is one."""
+    named = {
+        (CALIBRATIONS[0], "none", RECONSTRUCTIONS[0]): "no-split",
+        ("first-tenth", SPLITS[0], RECONSTRUCTIONS[0]): "no-timesteps",
+        (CALIBRATIONS[0], SPLITS[0], "nearest"): "no-reconstruction",
+    }
+    known = named.get((calibration, split, reconstruction))
+    if bits == "w4a8" and known:
+        return f"q-diffusion-w4a8-{known}", ()
+    recipe, overrides = f"q-diffusion-{bits}", [] if split == "auto" else [f"steps.split.select={split}"]
+    share = {"first-tenth": 0.1, "one-step": round(1 / settings.steps, 6)}.get(calibration)
+    if share is not None:
+        which = "first" if calibration == "first-tenth" else "middle"
+        overrides.append(f"calibration.select={{name: part, which: {which}, share: {share}}}")
+    if reconstruction == "gptq":
+        overrides.append("steps.reconstruct={method: rounding/gptq}")
+    elif reconstruction == "nearest":
+        # A second rounding to nearest with the same range changes nothing: the step is there, and empty.
+        overrides.append("steps.reconstruct={method: rounding/nearest, range: shrink}")
+    return recipe, tuple(overrides)
+
+
+def _ranges(settings: Settings) -> Iterator[Row]:
+    yield _row(settings, "ranges", "float", "ranges")
+
+
+def _samplers(settings: Settings) -> Iterator[Row]:
+    for sampler in ("dpm", "ddim"):
+        yield _row(settings, "samplers", f"float-{sampler}", "float", sampler=sampler, labels={"bits": "float"})
+    for bits in ("w4a8", "w4a32"):
+        for calibrated, sampler in (("ddim", "dpm"), ("dpm", "dpm"), ("ddim", "ddim")):
+            name = f"{bits}-{calibrated}-to-{sampler}"
+            yield _row(
+                settings,
+                "samplers",
+                name,
+                "quality",
+                f"q-diffusion-{bits}",
+                labels={"bits": bits},
+                calibrated_for=calibrated,
+                sampler=sampler,
+            )

@@ -1,0 +1,231 @@
+"""Write the study's page, its pictures and the README's table from the rows. Nothing is typed in by hand."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.q_diffusion import findings, tables
+from benchmarks.q_diffusion.findings import Finding
+from benchmarks.q_diffusion.plots import pictures
+from benchmarks.q_diffusion.results import Result, Section, comparable, pick, read, removed
+from benchmarks.q_diffusion.settings import SECTIONS
+from halftone.foundation.files import write_atomically
+
+PAGE = "q-diffusion.md"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_COMMAND = "python -m benchmarks.q_diffusion"
+
+
+def render(results: Path, docs: Path, readme: Path) -> list[str]:
+    """Write everything and return what to tell: files written, sections missing, a README without markers."""
+    sections = read(results)
+    if not sections:
+        return [f"no rows in {results}: nothing to render"]
+    said = []
+    drawings = pictures(sections)
+    for name, (mark, draw) in drawings.items():
+        file = docs / name
+        # A picture of the same numbers is left as it is: another version of matplotlib would redraw every line.
+        if not file.exists() or mark not in file.read_text(encoding="utf-8"):
+            write_atomically(file, draw())
+            said.append(f"drew {file.name}")
+    write_atomically(docs / PAGE, page(sections, set(drawings)))
+    said.append(f"wrote {PAGE}")
+    said += [f"no rows yet: {section}" for section in SECTIONS if section not in sections]
+    block = readme_block(sections)
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    if block is None:
+        said.append("README: no headline rows yet, left as it is")
+    elif BEGIN not in text or END not in text:
+        said.append(f"README: left as it is, it lacks the markers {BEGIN} and {END}")
+    else:
+        write_atomically(readme, replaced(text, block))
+        said.append("README: table replaced")
+    return said
+
+
+def replaced(text: str, block: str) -> str:
+    """Return the README with what is between the markers replaced."""
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{block}{END}", text, flags=re.DOTALL)
+
+
+def page(sections: dict[str, Section], drawn: set[str]) -> str:
+    """Return the page's Markdown."""
+    first = next(iter(next(iter(sections.values())).values()))
+    lines = [
+        "# Q-Diffusion on a small model",
+        "",
+        f"Made by `{_COMMAND} render` from the rows in `benchmarks/q_diffusion/results/`; do not edit. "
+        f"`{_COMMAND} run` measures the rows that are missing.",
+        "",
+        f"Model `{first.protocol['model']['name']}`, weights {first.protocol['model']['sha256'][:12]}. All rows start from "
+        "the same noise. PSNR, SSIM and latent MSE are *paired*: distances to the float model's images from the same noise, "
+        "with 95 % bootstrap intervals over images. FD is a Fréchet distance to real images in the features of the classifier "
+        "named beside its floor; it is no FID. A damaged model can score a better FD, so no FD stands here without a paired "
+        "distance.",
+        "",
+        *_conditions(sections),
+    ]
+    writers: dict[str, Callable[[Section, set[str]], list[str]]] = {
+        "headline": _headline,
+        "ablation": _ablation,
+        "timesteps": _timesteps,
+        "trajectory": _trajectory,
+        "ranges": _ranges,
+        "samplers": _samplers,
+    }
+    for name, write in writers.items():
+        if name in sections:
+            lines += write(sections[name], drawn)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _conditions(sections: dict[str, Section]) -> list[str]:
+    """Return under what conditions the rows were measured; more than one of a kind is said, not hidden."""
+    rows = [row.data for section in sections.values() for row in section.values()]
+    machines = sorted({f"{row['machine']['processor']}, {row['machine']['threads']} threads" for row in rows})
+    versions = sorted({f"torch {row['machine']['torch']}, diffusers {row['machine']['diffusers']}" for row in rows})
+    commits = sorted(
+        {
+            f"`{(row['commit']['sha'] or 'unknown')[:10]}`{' (changed)' if row['commit']['dirty'] else ''}"
+            for row in rows
+        }
+    )
+    models = {row["protocol"]["model"]["sha256"] for row in rows}
+    lines = [f"Measured on {'; '.join(machines)}; {'; '.join(versions)}; commits {', '.join(commits)}.", ""]
+    if len(models) > 1:
+        lines += [f"**The rows are of {len(models)} different float models: measure the old ones again.**", ""]
+    return lines
+
+
+def _protocol(section: Section) -> str:
+    """Return samples, steps, budgets and seeds of a section in one sentence."""
+    rows = [row for row in section.values() if row.protocol.get("samples")]
+
+    def listed(values: set) -> str:
+        return ", ".join(str(value) for value in sorted(values))
+
+    samples = listed({row.protocol["samples"] for row in rows if row.protocol["kind"] in ("quality", "float")})
+    trails = listed({row.metrics["trail"]["samples"] for row in rows if "trail" in row.metrics})
+    steps = listed({row.protocol["steps"] for row in rows})
+    budgets = listed({row.data["budget"] for row in rows if row.data["budget"]})
+    seeds = listed({row.seed for row in rows if row.seed is not None})
+    engines = listed({row.metrics["engine"] for row in rows if "engine" in row.metrics and row.data["recipe"]})
+    parts = [f"{samples or trails} samples, {steps} steps"]
+    parts += [f"budget {budgets}"] if budgets else []
+    parts += [f"calibration seed {seeds}"] if seeds else []
+    parts += [f"engine `{engines}`"] if engines else []
+    return "; ".join(parts) + "."
+
+
+def _verdicts(found: list[Finding]) -> list[str]:
+    return (
+        [
+            "Held against what was published and what we aimed at, by intervals over pairs:",
+            "",
+            *(each.text() for each in found),
+            "",
+        ]
+        if found
+        else []
+    )
+
+
+def _picture(name: str, drawn: set[str], words: str) -> list[str]:
+    file = f"q-diffusion-{name}.svg"
+    return [f"![{words}]({file})", ""] if file in drawn else []
+
+
+def _headline(section: Section, drawn: set[str]) -> list[str]:
+    lines = ["## Headline", "", _protocol(section), "", *tables.headline(section), *tables.floor_sentence(section)]
+    lines += [
+        f"Latency is that of {tables.timed_names()}: equal formats run the same kernels, whoever found the numbers.",
+        "",
+    ]
+    agreements = [(row.metrics.get("agreement_with_simulate") or {}).get("psnr") for row in section.values()]
+    known = [value for value in agreements if isinstance(value, float)]
+    if known:
+        text = f"Integer kernels against their definition (engine `simulate`): at least {min(known):.1f} dB between the images."
+        lines += [text, ""]
+    lines += _picture("headline", drawn, "PSNR by method and bits")
+    lines += tables.latency(section)
+    spread = tables.seeds(section)
+    if spread:
+        lines += ["Over calibration seeds, each on the same images (as many as every row keeps):", "", *spread]
+    return lines + _verdicts(findings.headline(section))
+
+
+def _ablation(section: Section, drawn: set[str]) -> list[str]:
+    lines = ["## Ablation: calibration, split, reconstruction", "", _protocol(section), ""]
+    lines += (
+        tables.ablation(section)
+        + tables.floor_sentence(section)
+        + _picture("ablation", drawn, "One ingredient changed")
+    )
+    return lines + _verdicts(findings.ablation(section))
+
+
+def _timesteps(section: Section, drawn: set[str]) -> list[str]:
+    lines = ["## Which timesteps, and how many samples", "", _protocol(section), ""]
+    lines += tables.quality(section, {"bits": "bits", "select": "selection", "samples": "samples"})
+    lines += tables.floor_sentence(section) + _picture("timesteps", drawn, "PSNR by selection")
+    return lines + _verdicts(findings.timesteps(section))
+
+
+def _trajectory(section: Section, drawn: set[str]) -> list[str]:
+    lines = ["## Error along the trajectory", "", _protocol(section), ""]
+    lines += _picture("trajectory", drawn, "Error against the float model, call by call")
+    return lines + _verdicts(findings.trajectory(section))
+
+
+def _ranges(section: Section, drawn: set[str]) -> list[str]:
+    lines = ["## Activation ranges over time", ""]
+    lines += _picture("ranges", drawn, "The layers whose input range moves most")
+    lines += ["Layers fed by a concatenation; the score is what scales of their own would gain for each part:", ""]
+    return lines + tables.shortcuts(section) + _picture("shortcuts", drawn, "The two parts of the shortcuts' inputs")
+
+
+def _samplers(section: Section, drawn: set[str]) -> list[str]:
+    lines = [
+        "## Another sampler",
+        "",
+        _protocol(section),
+        "",
+        *tables.samplers(section),
+        *tables.floor_sentence(section),
+    ]
+    return lines + _verdicts(findings.samplers(section))
+
+
+def readme_block(sections: dict[str, Section]) -> str | None:
+    """Return the README's table, None without headline rows."""
+    section = sections.get("headline", {})
+    reference, times = section.get("float"), tables.latencies(section)
+    if reference is None or reference.distribution is None:
+        return None
+    body = [_readme_row(section, row, times) for row in tables.main_rows(section)]
+    name, floor = reference.distribution["name"], reference.distribution["floor"]
+    head = ["", "bits", f"{name}", "PSNR to float, dB", "linear's error removed", "denoiser, MB", "× bfloat16"]
+    text = (
+        f"{_protocol(section)[0].upper()}{_protocol(section)[1:]} Floor of the distance: {floor['mean']:.2f} ± "
+        f"{floor['std']:.2f}. Speed is a denoiser call's on this CPU, batch 16. "
+        f"Made by `{_COMMAND} run` and `render`; everything else is in [docs/results](docs/results/{PAGE})."
+    )
+    return "\n".join([*tables.table(head, body), text, ""])
+
+
+def _readme_row(section: Section, row: Result, times: dict) -> list[str]:
+    bits, method = row.labels["bits"], row.labels["method"]
+    linear = pick(section, method="rtn", bits=bits, seed="main")
+    pairs, known = row.paired or {}, linear is not None and linear is not row and comparable(row, linear)
+    timed = times.get("float32" if method == "float" else f"q-diffusion-{bits}")
+    faster = timed["speedup"].get("bfloat16") if timed else None
+    return [
+        tables.NAMES[method],
+        "32" if method == "float" else bits.upper(),
+        tables.distance(row),
+        tables.interval(pairs.get("psnr"), 1),
+        tables.share(removed(row, linear).value) if known and linear is not None else "-",
+        f"{row.metrics['disk_bytes'] / 1e6:.1f}",
+        f"{faster['value']:.2f}" if faster else "-",
+    ]

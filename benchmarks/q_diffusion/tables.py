@@ -1,0 +1,248 @@
+"""Markdown tables of the study. Every number comes from a row's file."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.q_diffusion.plan import (
+    CALIBRATIONS,
+    HEADLINE,
+    METHODS,
+    RECONSTRUCTIONS,
+    SPLITS,
+    TIMED,
+    reads_calibration,
+)
+from benchmarks.q_diffusion.results import Result, Section, comparable, over_seeds, pick, removed
+
+NAMES = {"rtn": "linear (nearest rounding)", "gptq": "GPTQ", "q-diffusion": "Q-Diffusion", "float": "float model"}
+_LATENCY_BATCH = "16"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table's lines; the first column is text, the others numbers."""
+    lines = [f"| {' | '.join(head)} |", "|" + "|".join([" --- "] + [" ---: "] * (len(head) - 1)) + "|"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def interval(value: Any, digits: int = 2, scale: float = 1.0) -> str:
+    """Return an estimate with its interval."""
+    if value is None:
+        return "-"
+    numbers = [value[key] for key in ("value", "low", "high")]
+    if any(isinstance(number, str) for number in numbers):
+        return "equal"
+    middle, low, high = (f"{number * scale:.{digits}f}" for number in numbers)
+    return f"{middle} [{low}, {high}]"
+
+
+def distance(row: Result) -> str:
+    """Return a row's Fréchet distance."""
+    return f"{row.distribution['value']:.2f}" if row.distribution else "-"
+
+
+def over_float(row: Result, reference: Result | None) -> str:
+    """Return by how much a distance exceeds the float model's, where both have the same number of samples."""
+    if reference is None or row.distribution is None or reference.distribution is None:
+        return "-"
+    if row.protocol["samples"] != reference.protocol["samples"] or row is reference:
+        return "-"
+    return f"{row.distribution['value'] / reference.distribution['value'] - 1:+.1%}"
+
+
+def floor_sentence(section: Section) -> list[str]:
+    """Return what the distances of a section have to be read against."""
+    row = next((row for row in section.values() if row.distribution), None)
+    if row is None or row.distribution is None:
+        return []
+    found, floor = row.distribution, row.distribution["floor"]
+    return [
+        f"Floor of {found['name']} at {row.protocol['samples']} samples: {floor['mean']:.2f} ± {floor['std']:.2f} "
+        f"({floor['samples']} real training images against all of them, {floor['draws']} draws); the whole test split has "
+        f"{found['test_distance']:.2f}. No model can be expected to get below the floor, and differences between rows that are "
+        "small beside its deviation say nothing: the paired columns decide.",
+        "",
+    ]
+
+
+def share(value: float) -> str:
+    """Return a share in percent."""
+    return f"{value:.1%}"
+
+
+def latencies(section: Section) -> dict[str, dict[str, Any]]:
+    """Return the timed rows of the larger batch by contender."""
+    row = section.get("latency")
+    found = (row.metrics["bench"].get(_LATENCY_BATCH) or {}) if row else {}
+    return {each["name"]: each for each in found.get("rows", [])}
+
+
+def _timed(row: Result, times: dict[str, dict[str, Any]]) -> str:
+    """Return a row's latency: layers of equal formats run the same kernels, whichever method found the numbers."""
+    bits = row.labels.get("bits")
+    name = "float32" if row.labels["method"] == "float" else f"q-diffusion-{bits}"
+    return f"{times[name]['median']:.1f}" if name in times else "-"
+
+
+def headline(section: Section) -> list[str]:
+    """Return the headline table."""
+    reference, times = section.get("float"), latencies(section)
+    head = ["model", "bits", "budget", "FD", "over float", "PSNR, dB", "SSIM", "latent MSE, ·10⁻³"]
+    head += ["linear's error removed", "denoiser, MB", f"ms/call, batch {_LATENCY_BATCH}", "quantized in, min"]
+    body = []
+    for row in main_rows(section):
+        linear, pairs = pick(section, method="rtn", bits=row.labels["bits"], seed="main"), row.paired or {}
+        facts = row.metrics.get("quantize")
+        body.append(
+            [
+                NAMES[row.labels["method"]],
+                row.labels["bits"].upper() if facts else "32",
+                (row.data["budget"] if row.labels["method"] == "q-diffusion" else "-") if facts else "-",
+                distance(row),
+                over_float(row, reference),
+                interval(pairs.get("psnr")),
+                interval(pairs.get("ssim"), 3),
+                interval(pairs.get("latent_mse"), 2, 1e3),
+                share(removed(row, linear).value) if linear and linear is not row and comparable(row, linear) else "-",
+                f"{row.metrics['disk_bytes'] / 1e6:.2f}",
+                _timed(row, times),
+                (f"{facts['seconds'] / 60:.1f}" + ("*" if facts["resumed"] else "")) if facts else "-",
+            ]
+        )
+    lines = table(head, body)
+    if any((row.metrics.get("quantize") or {}).get("resumed") for row in main_rows(section)):
+        lines += ["\\* went on from an interrupted run: the time of its last part.", ""]
+    return lines
+
+
+def main_rows(section: Section) -> list[Result]:
+    """Return the float row and the main seed's rows, in the order of the tables."""
+    found = [section.get("float")]
+    found += [
+        pick(section, method=m, bits=b, seed="main") for b in sorted(HEADLINE, reverse=True) for m in reversed(METHODS)
+    ]
+    return [row for row in found if row is not None]
+
+
+def seeds(section: Section) -> list[str]:
+    """Return the spread over calibration seeds."""
+    body = []
+    for bits in HEADLINE:
+        for method in METHODS:
+            rows = [r for r in section.values() if r.labels.get("method") == method and r.labels.get("bits") == bits]
+            spread = over_seeds(rows)
+            if spread is not None:
+                mean, deviation, count = spread
+                body.append([NAMES[method], bits.upper(), str(count), f"{mean:.2f}", f"{deviation:.2f}"])
+    return table(["model", "bits", "seeds", "mean PSNR, dB", "deviation, dB"], body) if body else []
+
+
+def latency(section: Section) -> list[str]:
+    """Return the latency tables, one for each batch, with their baselines."""
+    row = section.get("latency")
+    lines: list[str] = []
+    for batch, found in (row.metrics["bench"] if row else {}).items():
+        body = []
+        for each in found["rows"]:
+            faster = [each["speedup"].get(name) for name in ("bfloat16", "float32")]
+            memory = f"{each['memory']['peak'] / 1e6:.0f}" if each["memory"] else "-"
+            ratios = [interval(ratio) if ratio else "-" for ratio in faster]
+            spread = f"{each['p10']:.1f} to {each['p90']:.1f}"
+            body.append([each["name"], f"{each['median']:.2f}", spread, *ratios, memory])
+        head = ["model", f"ms/call, batch {batch}", "10 % to 90 %", "× bfloat16", "× float32", "peak memory, MB"]
+        lines += table(head, body)
+    if row is not None and row.data["load_average"] is not None:
+        threads = row.data["machine"]["threads"]
+        lines += [
+            f"Load average of the machine at the end of this run: {row.data['load_average']} ({threads} threads).",
+            "",
+        ]
+    return lines
+
+
+def quality(section: Section, columns: dict[str, str]) -> list[str]:
+    """Return a plain table of paired and distribution distances.
+
+    Args:
+        columns: heads by label.
+    """
+    floats = {row.protocol["sampler"]: row for row in section.values() if row.protocol["kind"] == "float"}
+    body = []
+    for row in _sorted(section, list(columns)):
+        pairs = row.paired or {}
+        cells = [row.labels.get(key, "-") for key in columns]
+        cells += [row.data["budget"] or "-", interval(pairs.get("psnr")), interval(pairs.get("latent_mse"), 2, 1e3)]
+        body.append([*cells, distance(row), over_float(row, floats.get(row.protocol["sampler"]))])
+    return table([*columns.values(), "budget", "PSNR, dB", "latent MSE, ·10⁻³", "FD", "over float"], body)
+
+
+def _sorted(section: Section, keys: list[str]) -> list[Result]:
+    order = [*CALIBRATIONS, *SPLITS, *RECONSTRUCTIONS]
+
+    def rank(row: Result) -> tuple:
+        values = [row.labels.get(key, "") for key in keys]
+        return (
+            row.paired is not None,
+            [f"{order.index(value):02d}" if value in order else f"{value:>12}" for value in values],
+            row.name,
+        )
+
+    return sorted(section.values(), key=rank)
+
+
+def ablation(section: Section) -> list[str]:
+    """Return the ablation: one grid for each bit-width, PSNR in the cells, and the other ingredients below."""
+    lines: list[str] = []
+    for bits in ("w4a32", "w4a8"):
+        body = []
+        for reconstruction in RECONSTRUCTIONS:
+            for split in SPLITS:
+                cells = [_cell(section, bits, calibration, split, reconstruction) for calibration in CALIBRATIONS]
+                if any(cell != "-" for cell in cells):
+                    body.append([f"{reconstruction}, split {split}", *cells])
+        if body:
+            lines += [f"{bits.upper()}, PSNR in dB by calibration:", "", *table(["", *CALIBRATIONS], body)]
+    others = {name: row for name, row in section.items() if "without" in row.labels}
+    whole = pick(section, bits="w4a8", calibration="uniform", split="auto", reconstruction="ada_round")
+    if others:
+        listed = {**others, **({whole.name: whole} if whole else {})}
+        lines += ["W4A8 without further ingredients:", "", *quality(listed, {"without": "without"})]
+    return lines
+
+
+def _cell(section: Section, bits: str, calibration: str, split: str, reconstruction: str) -> str:
+    if not reads_calibration(bits, split, reconstruction):
+        calibration = CALIBRATIONS[0]
+    row = pick(section, bits=bits, calibration=calibration, split=split, reconstruction=reconstruction)
+    return interval(row.paired["psnr"]) if row and row.paired else "-"
+
+
+def samplers(section: Section) -> list[str]:
+    """Return the table of samplers."""
+    listed = {}
+    for name, row in section.items():
+        steps = row.protocol["steps"]
+        sampled = {"ddim": "DDIM", "dpm": "DPM-Solver++"}[row.protocol["sampler"]]
+        calibrated = {"ddim": "DDIM", "dpm": "DPM-Solver++"}.get(row.protocol.get("calibrated_for", ""), "-")
+        labels = {**row.labels, "calibrated": calibrated, "sampled": f"{sampled}, {steps} steps"}
+        listed[name] = Result({**row.data, "labels": labels})
+    return quality(listed, {"bits": "bits", "calibrated": "calibrated for", "sampled": "sampled with"})
+
+
+def shortcuts(section: Section) -> list[str]:
+    """Return ranges and bimodality of the layers fed by a concatenation."""
+    row = section.get("float")
+    body = []
+    for path, facts in (row.metrics["ranges"]["concatenations"] if row else {}).items():
+        spans = [f"{min(part['minimum']):.1f} to {max(part['maximum']):.1f}" for part in facts["parts"]]
+        channels = " + ".join(str(each) for each in facts["channels"])
+        body.append([f"`{path}`", channels, *spans[:2], f"{facts['bimodality']:.2f}"])
+    return (
+        table(["layer", "channels", "range of the deep part", "range of the skip", "bimodality, dB"], body)
+        if body
+        else []
+    )
+
+
+def timed_names() -> str:
+    """Return the models that are timed, for a sentence."""
+    return ", ".join(f"`{name}`" for name in TIMED)

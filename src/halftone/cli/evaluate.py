@@ -1,0 +1,221 @@
+"""``halftone evaluate``: what a model's images are worth, and how far they are from the float model's."""
+
+import io
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halftone.cli.options import Engine, Json, Model, Prompts, Seed, Steps, read_prompts
+from halftone.cli.output import emit, table, working
+from halftone.foundation.errors import ConfigError, suggest
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from halftone.evaluate.compare import Evaluation
+    from halftone.evaluate.sample import Samples
+    from halftone.foundation.progress import Progress
+
+RECORD, PAIRS, RANGES = "halftone/evaluation.json", "halftone/samples.npz", "halftone/ranges.json"
+_SHOWN = 16  # pairs kept for the report
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_PAIRED = ("psnr", "mean_psnr", "ssim", "mse", "latent_mse")
+_MEASURES = (*_PAIRED, "fd")
+_EXPECTATION = re.compile(r"\s*([\w.]+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """``psnr>=20``."""
+
+    text: str
+    measure: str
+    comparison: str
+    bound: float
+
+    def met(self, value: float) -> bool:
+        """Return whether ``value`` is on the right side of the bound."""
+        return _COMPARISONS[self.comparison](value, self.bound)
+
+
+def command(
+    model: Model,
+    against: Annotated[
+        str | None, typer.Option(metavar="FLOAT_MODEL", help="The original, for paired distances from the same noise.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Images to draw.")] = 2000,
+    steps: Steps = 50,
+    seed: Seed = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    prompts: Prompts = None,
+    engine: Engine = None,
+    trail: Annotated[int, typer.Option(min=0, help="Images for the errors at each step; 0 leaves them out.")] = 16,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MEASURE>=NUMBER", help="Exit with 3 unless it holds; repeatable. " + ", ".join(_MEASURES)
+        ),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the results in MODEL, for `report`.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+) -> None:
+    """Measure MODEL: Fréchet distance to real images where a reference exists, and distances to the float model.
+
+    A distribution distance alone misleads (a damaged model can score better), so give --against. The floor is the distance
+    of as many real images.
+
+    \b
+    Examples:
+      halftone evaluate out --against zoo:fashion-unet --samples 2000
+      halftone evaluate out --against zoo:fashion-unet --samples 256 --steps 20 --expect 'psnr>=20' --expect 'fd<=40'
+      halftone evaluate my-model --against original --prompts captions.txt --samples 64 --engine simulate --json
+    """
+    wanted = [parse_expectation(text, against is not None) for text in expect or []]
+    texts = read_prompts(prompts) if prompts else None
+    with working() as progress:
+        from halftone.cli.models import label, local_artifact, open_model, use_engine
+
+        pipe = open_model(model, device=device)
+        use_engine(pipe, engine)
+        other = open_model(against, device=device) if against else None
+        how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}
+        found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
+        results = _check(wanted, found)
+        names = {"model": label(model), "against": label(against) if against else None}
+        record = {**found.plain(), **names, "engine": engine, "expectations": results}
+        folder = local_artifact(model, pipe) if keep else None
+        if folder:
+            _keep(folder, record, drawn, paired, other, how, texts, progress)
+    emit(record, json, lambda: _human(model, against, found, results))
+    if not all(result["met"] for result in results):
+        raise typer.Exit(3)
+
+
+def parse_expectation(text: str, has_pair: bool = True) -> Expectation:
+    """Return the expectation that ``text`` states.
+
+    >>> parse_expectation("psnr >= 20").bound
+    20.0
+
+    Raises:
+        ConfigError: not of that form, an unknown measure, or a paired one without a model to pair with.
+    """
+    found = _EXPECTATION.fullmatch(text)
+    try:
+        name, comparison, bound = found.groups() if found else ("", "", "")
+        stated = Expectation(text, name, comparison, float(bound))
+    except ValueError as error:
+        raise ConfigError("--expect", "MEASURE>=NUMBER, such as psnr>=20", f"'{text}'") from error
+    if name not in _MEASURES:
+        raise ConfigError(f"--expect {text}", "a known measure", f"'{name}'", suggest(name, _MEASURES))
+    if name in _PAIRED and not has_pair:
+        raise ConfigError(f"--expect {text}", "--against FLOAT_MODEL to pair with", "none")
+    return stated
+
+
+def _measure(
+    pipe: "DiffusionPipeline",
+    other: "DiffusionPipeline | None",
+    how: dict[str, int],
+    texts: list[str] | None,
+    trail_samples: int,
+    progress: "Progress",
+) -> tuple["Evaluation", "Samples", "Samples | None"]:
+    from halftone.cli.models import conditions
+    from halftone.evaluate.compare import judge, trail
+    from halftone.evaluate.sample import sample, trajectories
+
+    each = conditions(pipe, how["count"], texts)
+    drawn = sample(pipe, **how, progress=progress, each=each)
+    paired = sample(other, **how, progress=progress, each=each) if other is not None else None
+    path = None
+    few = {**how, "count": min(trail_samples, how["count"])}
+    if other is not None and trail_samples:
+        first = conditions(pipe, few["count"], texts)
+        path = trail(*(trajectories(each_pipe, **few, progress=progress, each=first) for each_pipe in (pipe, other)))
+    return judge(drawn, paired, trail=path), drawn, paired
+
+
+def _check(wanted: list[Expectation], found: "Evaluation") -> list[dict[str, Any]]:
+    results = []
+    for each in wanted:
+        if each.measure == "fd":
+            value = found.distribution.value if found.distribution else None
+        else:
+            value = getattr(found.paired, each.measure)
+            value = getattr(value, "value", value)
+        if value is None:
+            raise ConfigError(f"--expect {each.text}", f"images that {each.measure} can be measured for", "others")
+        results.append({"expected": each.text, "value": value, "met": each.met(value)})
+    return results
+
+
+def _keep(
+    folder: Path,
+    record: dict[str, Any],
+    drawn: "Samples",
+    paired: "Samples | None",
+    other: "DiffusionPipeline | None",
+    how: dict[str, int],
+    texts: list[str] | None,
+    progress: "Progress",
+) -> None:
+    """Leave record, first pairs of images and the float model's activation ranges in the artifact's folder."""
+    from json import dumps
+
+    import numpy as np
+
+    from halftone.cli.models import conditions, is_quantized
+    from halftone.evaluate.ranges import ranges_over_time
+    from halftone.foundation.files import write_atomically
+
+    if paired is not None:
+        pixels = {
+            name: (each.images[:_SHOWN].clip(0, 1) * 255).round().astype(np.uint8)
+            for name, each in (("quantized", drawn), ("float", paired))
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **pixels)  # type: ignore[arg-type]
+        write_atomically(folder / PAIRS, buffer.getvalue())
+    if other is not None and not is_quantized(other):
+        few = {**how, "count": min(_SHOWN, how["count"])}
+        ranges = ranges_over_time(other, **few, each=conditions(other, few["count"], texts), progress=progress)
+        write_atomically(folder / RANGES, dumps(ranges.plain()) + "\n")
+    write_atomically(folder / RECORD, dumps(record, indent=1) + "\n")
+
+
+def _human(model: str, against: str | None, found: "Evaluation", results: list[dict[str, Any]]) -> str:
+    how = found.protocol
+    lines = [f"{model}: {how.samples} samples, {how.scheduler}, {how.steps} steps, seed {how.seed}"]
+    rows: list[list[str]] = []
+    if found.distribution:
+        far, floor = found.distribution, found.distribution.floor
+        bounds = f"floor {floor.mean:.2f} ({floor.samples} real images)"
+        rows.append([far.name, f"{far.value:.2f}", bounds])
+    else:
+        lines.append("No Fréchet distance: there is no feature network for images of this shape.")
+    if found.paired:
+        shown = {"PSNR (dB)": found.paired.psnr, "SSIM": found.paired.ssim, "latent MSE": found.paired.latent_mse}
+        for name, interval in shown.items():
+            if interval is not None:
+                rows.append([name, f"{interval.value:.4g}", f"{interval.low:.4g} to {interval.high:.4g} (95 %)"])
+        lines.append(f"Paired with {against} from the same noise.")
+    else:
+        lines.append("No paired distances: give --against FLOAT_MODEL.")
+    if rows:
+        lines.append(table(["measure", "value", "interval or floor"], rows, right=[1]))
+    for result in results:
+        verdict = "met" if result["met"] else "NOT met"
+        lines.append(f"expected {result['expected']}: {verdict} ({result['value']:.4g})")
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""``halftone inspect``: what each layer became, and why."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halftone.cli.options import Engine, Json, Model
+from halftone.cli.output import emit, size, table, working
+
+if TYPE_CHECKING:
+    from halftone.evaluate.inspection import Inspection, LayerFacts
+
+RECORD = "halftone/inspection.json"
+
+
+def command(
+    model: Model,
+    engine: Engine = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement/--no-agreement", help="Run every layer's kernel beside the definition.")
+    ] = True,
+    keep: Annotated[
+        bool, typer.Option("--keep/--no-keep", help="Keep the results in MODEL, for `report` (of the default engine).")
+    ] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+) -> None:
+    """Show every layer: role, formats, kernel and why faster ones were refused, arithmetic, bytes, agreement.
+
+    A role marked with ? was inferred from structure. Float models are shown too: what a recipe would meet.
+
+    \b
+    Examples:
+      halftone inspect out
+      halftone inspect out --engine simulate --json
+      halftone inspect zoo:fashion-unet
+    """
+    with working():
+        from json import dumps
+
+        from halftone.cli.models import local_artifact, open_model, use_engine
+        from halftone.evaluate.inspection import inspect_model
+        from halftone.foundation.files import write_atomically
+
+        pipe = open_model(model, device=device)
+        use_engine(pipe, engine)
+        found = inspect_model(pipe, agreement)
+        folder = local_artifact(model, pipe) if keep and engine is None else None
+        if folder:
+            write_atomically(folder / RECORD, dumps(found.plain(), indent=1) + "\n")
+    emit(found.plain(), json, lambda: _human(found))
+
+
+def _human(found: "Inspection") -> str:
+    headings = ["layer", "role", "weight", "input", "segments", "kernel", "arithmetic", "bytes", "difference"]
+    totals, counted = found.totals, found.sizes
+    made = f", made with {found.recipe}" if found.recipe else ", float"
+    lines = [f"{found.model}{made}", table(headings, [_row(layer) for layer in found.layers], right=[7])]
+    refusals: dict[str, list[str]] = {}
+    for layer in found.layers:
+        for kernel, reason in layer.refused.items():
+            refusals.setdefault(f"{kernel}: {reason}", []).append(layer.path)
+    if refusals:
+        lines.append("Refused by faster kernels:")
+        lines += [f"  {reason} ({_some(paths)})" for reason, paths in refusals.items()]
+    if found.operands:
+        kinds = sorted({f"{each.site} {each.format}" for each in found.operands})
+        places = len({each.path for each in found.operands})
+        lines.append(f"Attention operands, simulated in {places} attentions: {', '.join(kinds)}")
+    kernels = ", ".join(f"{count} on {name}" for name, count in totals["by_kernel"].items())
+    lines.append(f"{totals['layers']} layers: {kernels}; {totals['inferred_roles']} roles inferred")
+    stored = counted["codes"] + counted["scales"] + counted["zero_points"] + counted["float"]
+    lines.append(
+        f"{size(stored)} (codes {size(counted['codes'])}, scales and zero points "
+        f"{size(counted['scales'] + counted['zero_points'])}, float {size(counted['float'])}); "
+        f"in float32 {size(counted['unquantized'])}"
+    )
+    if totals["largest_difference"] is not None:
+        verdict = "all within their kernels' tolerance"
+        if totals["disagreeing"]:
+            verdict = f"BEYOND the tolerance: {_some(totals['disagreeing'])}"
+        lines.append(f"Largest difference from simulate: {totals['largest_difference']:.1e}; {verdict}")
+    return "\n".join(lines)
+
+
+def _row(layer: "LayerFacts") -> list[str]:
+    measured = "-" if layer.difference is None else f"{layer.difference:.0e} of {layer.tolerance:.0e}"
+    return [
+        layer.path,
+        layer.role + ("?" if layer.inferred else ""),
+        layer.weight,
+        layer.input,
+        "+".join(map(str, layer.segments)) or "-",
+        layer.kernel or "-",
+        layer.arithmetic if layer.quantized else "not quantized",
+        f"{layer.bytes:,}",
+        measured,
+    ]
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

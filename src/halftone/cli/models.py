@@ -1,0 +1,146 @@
+"""From what the user typed to a pipeline, on a device and an engine."""
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halftone.foundation.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+_ZOO = "zoo:"
+
+
+def resolve(source: str) -> str:
+    """Return the folder or hub id that ``source`` stands for.
+
+    Raises:
+        ConfigError: an unknown zoo model, or one without weights.
+    """
+    if not source.startswith(_ZOO):
+        return source
+    from halftone.zoo.catalog import folder
+
+    return str(folder(source.removeprefix(_ZOO)))
+
+
+def open_model(source: str, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "DiffusionPipeline":
+    """Return the pipeline at ``source`` (folder, hub id or zoo:NAME), in float32 unless another ``dtype`` is given.
+
+    Raises:
+        ConfigError, ArtifactError: see :func:`halftone.artifact.load_pipeline`; or ``device`` is not there.
+    """
+    located = resolve(source)  # first: its errors need no torch
+    import torch
+    from diffusers.utils import logging
+
+    from halftone.artifact import load_pipeline
+
+    check_device(device)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        pipe = load_pipeline(located, dtype=dtype or torch.float32)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return pipe if device == "cpu" else pipe.to(device)
+
+
+def check_device(device: str) -> None:
+    """Raise a ConfigError, which names what there is, unless ``device`` (cpu, cuda, cuda:1 ...) can be used."""
+    import torch
+
+    there = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    if device not in there and not (device == "cuda" and len(there) > 1):
+        missing = "" if len(there) > 1 else " (PyTorch sees no CUDA device)"
+        raise ConfigError("--device", "one of " + ", ".join(there), f"'{device}'{missing}")
+
+
+def is_quantized(pipe: "DiffusionPipeline") -> bool:
+    """Return whether the pipeline's denoiser holds quantized layers."""
+    from halftone.models.denoiser import denoiser
+    from halftone.nn.layers import quantized_layers
+
+    return next(quantized_layers(denoiser(pipe)), None) is not None
+
+
+def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> None:
+    """Let the denoiser run on ``engine``; None leaves the choice to each layer.
+
+    Raises:
+        ConfigError: no such engine, or the model is float.
+        KernelError: no kernel of the engine runs on this machine; nothing else is run in its place.
+    """
+    if engine is None:
+        return
+    from halftone.kernels.machine import require
+    from halftone.models.denoiser import denoiser
+    from halftone.nn.layers import quantized_layers, set_engine
+
+    module = denoiser(pipe)
+    layers = [layer for _, layer in quantized_layers(module)]
+    require(engine, weight_only=all(layer.site_affine("input") is None for layer in layers))
+    if not layers:
+        raise ConfigError("--engine", "a quantized model", "a float one, which runs on PyTorch's own kernels")
+    set_engine(module, engine)
+
+
+def takes(pipe: "DiffusionPipeline", argument: str) -> bool:
+    """Return whether the pipeline can be called with ``argument``."""
+    return argument in inspect.signature(type(pipe).__call__).parameters
+
+
+def conditions(
+    pipe: "DiffusionPipeline", count: int, prompts: list[str] | None = None, label: int | None = None
+) -> dict[str, list[Any]]:
+    """Return the pipeline arguments with one value for each of ``count`` samples.
+
+    Prompts are taken in turn. Without a ``label``, a pipeline that needs labels gets ones spread evenly over its classes.
+
+    Raises:
+        ConfigError: the pipeline takes no prompt or no label, or needs one that was not given.
+    """
+    kind = type(pipe).__name__
+    if prompts is not None:
+        if not takes(pipe, "prompt"):
+            raise ConfigError("prompts", "a pipeline that takes a prompt", kind, "Leave them out.")
+        return {"prompt": [prompts[n % len(prompts)] for n in range(count)]}
+    if takes(pipe, "prompt"):
+        raise ConfigError(kind, "--prompt TEXT or --prompts FILE", "none", "This pipeline cannot sample without one.")
+    if not takes(pipe, "class_labels"):
+        if label is not None:
+            raise ConfigError("--label", "a pipeline that takes class labels", kind, "Leave it out.")
+        return {}
+    if label is not None:
+        return {"class_labels": [label] * count}
+    classes = _classes(pipe)
+    if classes is None:
+        raise ConfigError(kind, "--label N", "none", "This pipeline cannot sample without one.")
+    return {"class_labels": [n * classes // count for n in range(count)]}
+
+
+def _classes(pipe: "DiffusionPipeline") -> int | None:
+    """Return the number of classes that a class-conditional denoiser knows, None where its config does not say."""
+    from halftone.models.denoiser import denoiser
+
+    config = getattr(denoiser(pipe), "config", {})
+    found = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    return int(found) if found else None
+
+
+def local_artifact(source: str, pipe: "DiffusionPipeline") -> Path | None:
+    """Return the folder of a quantized model on this disk, in which results may be kept; None for any other model."""
+    folder = Path(source)
+    return folder if folder.is_dir() and is_quantized(pipe) else None
+
+
+def label(source: str) -> str:
+    """Return what to call the model in a file that may be passed on: folders of this machine are nobody's business.
+
+    >>> label("zoo:fashion-unet"), label("owner/name"), label("/home/me/models/mine")
+    ('zoo:fashion-unet', 'owner/name', 'mine')
+    """
+    return Path(source).resolve().name if Path(source).exists() or Path(source).is_absolute() else source

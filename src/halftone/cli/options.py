@@ -1,0 +1,65 @@
+"""Options that several commands share, and the values they are read as."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halftone.foundation.errors import ConfigError
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, a hub id, or zoo:NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice; equal seeds give equal results.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps of the sampler.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="Kernels to run on: simulate (the definition), torch (integer kernels) ... Default: the fastest."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option("--prompts", exists=True, dir_okay=False, readable=True, help="Text file with one prompt a line."),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change the recipe: --set steps.reconstruct.iterations=200."),
+]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?B)?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def byte_count(text: str) -> int:
+    """Return the bytes that ``text`` stands for.
+
+    >>> byte_count("2GB"), byte_count("1.5 MiB"), byte_count("4096")
+    (2000000000, 1572864, 4096)
+
+    Raises:
+        ConfigError: it is no size, or zero.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    unit = (found.group(2) or "").lower().removesuffix("b") if found else ""
+    count = int(float(found.group(1)) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit[:1]]) if found else 0
+    if count < 1:
+        raise ConfigError("--memory", "a size such as 2GB or 512MiB", f"'{text}'")
+    return count
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Return the lines of ``file`` that are not empty.
+
+    Raises:
+        ConfigError: there is none, or it is not text.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {file}", "a text file in UTF-8", type(error).__name__) from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ConfigError(f"--prompts {file}", "at least one prompt, one a line", "an empty file")
+    return prompts

@@ -1,0 +1,200 @@
+"""``halftone quantize``: from a trained pipeline to a quantized one, in one resumable command."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halftone.cli.options import Assignments, Json, Model, Overwrite, Prompts, Seed, Steps, byte_count, read_prompts
+from halftone.cli.output import emit, size, working
+from halftone.foundation.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from halftone.foundation.progress import Progress
+
+REPORT = "halftone/quantize.json"
+# What differs between two runs of the same request. Every other file of the folder is the same, bit by bit.
+TIMES = "halftone/run.json"
+_FINISHED = "finished.json"
+_LABELS = 64  # that the calibration of a class-conditional model takes in turn
+
+
+def command(
+    model: Model,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="A recipe's name (`halftone recipes`) or a .yaml file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; any diffusers program loads it.")],
+    budget: Annotated[str, typer.Option(help="How much work: demo, fast or paper.")] = "fast",
+    assignments: Assignments = None,
+    prompts: Prompts = None,
+    steps: Steps = 50,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
+    overwrite: Overwrite = False,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Bound of the activations held in memory, such as 2GB.")
+    ] = None,
+    roles: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Role table (TOML) for an architecture without one."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Quantize MODEL and write a diffusers folder.
+
+    Unfinished work is kept in OUTPUT.work until the end: a run that was killed goes on with --resume and gives the very
+    same bytes.
+
+    \b
+    Examples:
+      halftone quantize zoo:fashion-unet --recipe q-diffusion-w4a8 --budget demo -o out
+      halftone quantize my-model --recipe gptq-w4a32 --prompts captions.txt --steps 25 -o out --memory 4GB
+      halftone quantize my-model --recipe mine.yaml --set calibration.samples=256 -o out --resume
+    """
+    from halftone.foundation.files import check_output
+
+    bound = byte_count(memory) if memory else None
+    work = output.parent / (output.resolve().name + ".work")
+    with working() as progress:
+        done = _finished(output, work) if resume else None
+        if done is None:
+            check_output(output, overwrite)
+            lines = read_prompts(prompts) if prompts else None
+            _check_request(recipe, budget, assignments, roles, work, resume)
+            try:
+                done = _quantize(
+                    model, recipe, output, work, device, lines, progress, overwrite,
+                    steps=steps, seed=seed, budget=budget, overrides=assignments or [],
+                    memory=bound, roles=roles, resume=resume,
+                )  # fmt: skip
+            except Exception as error:
+                raise _explained(error, output, work) from error
+        shutil.rmtree(work, ignore_errors=True)
+    emit({"output": str(output), **done}, json, lambda: _human(model, output, done))
+
+
+def _check_request(
+    recipe: str, budget: str, assignments: list[str] | None, roles: Path | None, work: Path, resume: bool
+) -> None:
+    """Refuse what can be refused before a model is loaded."""
+    from halftone.recipes import load
+
+    load(recipe, budget, list(assignments or []))
+    if roles:
+        import tomllib
+
+        try:
+            tomllib.loads(roles.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--roles {roles}", "a TOML file", str(error)) from error
+    if (work / "claim.json").exists() and not resume:
+        raise ConfigError(str(work), "no unfinished work", "some", "Go on with --resume, or delete the folder.")
+
+
+def _quantize(
+    model: str,
+    recipe: str,
+    output: Path,
+    work: Path,
+    device: str,
+    prompts: list[str] | None,
+    progress: "Progress",
+    overwrite: bool,
+    **how: Any,
+) -> dict[str, Any]:
+    """Do the work, write the folder, and return the facts about it."""
+    from json import dumps
+
+    from halftone.api import quantize
+    from halftone.artifact import save_pipeline
+    from halftone.cli.models import conditions, label, open_model
+    from halftone.foundation.files import write_atomically
+
+    pipe = open_model(model, device=device)
+    each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts)
+    progress.say(f"quantizing {model} with {recipe}, budget {how['budget']}")
+    result = quantize(pipe, recipe, each=each or None, work=work, progress=progress, **how)
+    report = {"model": label(model), **result.report}
+    times = {"seconds": report.pop("seconds"), "device": device}
+    kept = dumps(report, indent=1) + "\n"
+    # So that a run killed between here and the end is seen to be finished.
+    write_atomically(work / _FINISHED, dumps({"report": _digest(kept)}))
+    for stale in output.resolve().parent.glob(f".{output.resolve().name}.partial-*") if how["resume"] else []:
+        shutil.rmtree(stale, ignore_errors=True)
+    save_pipeline(result.pipe, output, overwrite, {REPORT: kept, TIMES: dumps(times, indent=1) + "\n"})
+    return _facts(result.pipe, output, report, times)
+
+
+def _finished(output: Path, work: Path) -> dict[str, Any] | None:
+    """Return the facts of a run that was stopped after it had written its output, None for any other."""
+    from json import loads
+
+    if not (work / _FINISHED).is_file() or not (output / REPORT).is_file():
+        return None
+    text = (output / REPORT).read_text(encoding="utf-8")
+    if loads((work / _FINISHED).read_text())["report"] != _digest(text):
+        return None
+    from halftone.cli.models import open_model
+
+    return _facts(open_model(str(output)), output, loads(text), loads((output / TIMES).read_text()))
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _explained(error: Exception, output: Path, work: Path) -> Exception:
+    """Return ``error``, or what to tell the user where it means a full disk, with how to go on."""
+    from halftone.foundation.files import write_failure
+
+    failure = error if isinstance(error, OutputError) else write_failure(error, output)
+    if failure is None or not work.is_dir():
+        return failure or error
+    fix = f"{failure.fix} Finished work is kept in {work}: go on with the same command and --resume."
+    return OutputError(failure.where, failure.expected, failure.got, fix.strip())
+
+
+def _facts(pipe: "DiffusionPipeline", output: Path, report: dict[str, Any], times: dict[str, Any]) -> dict[str, Any]:
+    from collections import Counter
+
+    from halftone.artifact import sizes
+    from halftone.models.denoiser import named_denoiser
+    from halftone.nn.layers import quantized_layers
+
+    name, module = named_denoiser(pipe)
+    chosen = [layer.choice() for _, layer in quantized_layers(module)]
+    return {
+        "sizes": sizes(module, output / name),
+        "kernels": dict(Counter(f"{choice.name} ({choice.kernel.arithmetic})" for choice in chosen)),
+        "kept_float": sum(facts["kept"] for facts in report["layers"].values()),
+        "seconds": times["seconds"],
+        "report": report,
+    }
+
+
+def _human(model: str, output: Path, done: dict[str, Any]) -> str:
+    counted, kernels = done["sizes"], done["kernels"]
+    share = 100 * counted["file"] / counted["unquantized"]
+    layers = [f"{count} on {name}" for name, count in kernels.items()]
+    layers += [f"{done['kept_float']} kept float"] if done["kept_float"] else []
+    steps = [f"{name} {seconds:.1f} s" for name, seconds in done["seconds"].items()]
+    return "\n".join(
+        [
+            f"{output}: {done['report']['recipe']['title']}",
+            f"  size    {size(counted['unquantized'])} in float32 -> {size(counted['file'])} on disk ({share:.0f} %)",
+            f"  layers  {', '.join(layers)}",
+            f"  time    {', '.join(steps)}",
+            "Next:",
+            f"  halftone inspect {output}",
+            f"  halftone evaluate {output} --against {model}",
+            f"  halftone bench {output} --against {model}",
+            f"  halftone report {output} -o {output.name}.html",
+        ]
+    )

@@ -1,0 +1,84 @@
+"""The models that come with Halftone, and where their files lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from halftone.foundation.errors import ConfigError, suggest
+
+WEIGHTS = Path(__file__).parent / "weights"
+_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model.
+
+    Attributes:
+        kind: ``pipeline`` (a diffusers folder) or ``features`` (a network that a Fréchet distance is measured with).
+        files: its folder or file below ``weights/``.
+        data: what it was trained on, with the licence.
+    """
+
+    name: str
+    kind: Literal["pipeline", "features"]
+    title: str
+    files: str
+    data: str
+
+    @property
+    def path(self) -> Path:
+        """The folder or the file."""
+        return WEIGHTS / self.files
+
+    @property
+    def installed(self) -> bool:
+        """Whether the weights are there."""
+        return (self.path / _INDEX).is_file() if self.kind == "pipeline" else self.path.is_file()
+
+
+_FASHION = "Fashion-MNIST (MIT, Zalando SE)"
+
+CATALOG = (
+    Entry("fashion-unet", "pipeline", "unconditional 32x32 DDPM of garments, UNet2DModel", "fashion-unet", _FASHION),
+    Entry(
+        "fashion-classifier",
+        "features",
+        "names garments; its features are those of FD(fashion-classifier)",
+        "fashion_classifier.safetensors",
+        _FASHION,
+    ),
+)
+
+
+def names() -> list[str]:
+    """Return the names of all models, sorted."""
+    return sorted(entry.name for entry in CATALOG)
+
+
+def entry(name: str) -> Entry:
+    """Return the model called ``name``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for each in CATALOG:
+        if each.name == name:
+            return each
+    raise ConfigError(f"zoo:{name}", "a model of the zoo", f"'{name}'", suggest(name, names()))
+
+
+def folder(name: str) -> Path:
+    """Return the pipeline folder of the model called ``name``.
+
+    Raises:
+        ConfigError: there is no such model, it is not a pipeline, or its weights are not there.
+    """
+    found = entry(name)
+    if found.kind != "pipeline":
+        pipelines = ", ".join(each.name for each in CATALOG if each.kind == "pipeline")
+        raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", "a feature network")
+    if not found.installed:
+        fix = f"Train it: halftone zoo train {name} --data FASHION_MNIST.npz"
+        raise ConfigError(f"zoo:{name}", "its weights in this installation", "none", fix)
+    return found.path

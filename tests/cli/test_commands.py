@@ -1,0 +1,203 @@
+"""Every command on a tiny model: what it writes, prints and returns."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from diffusers import DDIMPipeline
+from PIL import Image
+
+from halftone.foundation.errors import ConfigError
+from halftone.recipes import load
+from halftone.zoo import catalog
+
+from .conftest import QUICK, Halftone
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as picture:
+        return np.asarray(picture).astype(int)
+
+
+@pytest.fixture
+def artifact(quantized: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(quantized, tmp_path / "artifact"))
+
+
+def test_quantize_writes_a_folder_that_diffusers_loads(halftone: Halftone, model: Path, tmp_path: Path) -> None:
+    done = halftone("quantize", model, *QUICK, "-o", tmp_path / "out", "--json", "--memory", "1GB")
+    assert done.code == 0, done.err
+    assert done.json["output"] == str(tmp_path / "out") and done.json["sizes"]["file"] > 0
+    assert done.json["seconds"].keys() == {"record", *done.json["report"]["steps"]}
+    pipe = DDIMPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.unet.conv_in.scheme.weight.format == "uint4"
+    report = json.loads((tmp_path / "out/halftone/quantize.json").read_text())
+    assert report == done.json["report"] and report["recipe"]["name"] == "rtn-w4a8" and report["budget"] == "fast"
+    assert not (tmp_path / "out.work").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_quantize_says_what_to_do_next(halftone: Halftone, model: Path, tmp_path: Path) -> None:
+    done = halftone("quantize", model, *QUICK, "-o", tmp_path / "out")
+    assert done.code == 0 and "in float32 ->" in done.out
+    assert f"halftone evaluate {tmp_path / 'out'} --against {model}" in done.out
+    assert "onednn_int8 (integer)" in done.out or "reference" in done.out
+
+
+def test_every_method_of_the_paper(halftone: Halftone, model: Path, tmp_path: Path) -> None:
+    changes = ("calibration.samples=8", "calibration.select.steps=2", "steps.activations.samples=8")
+    changes += tuple(
+        f"steps.{step}.{what}" for step in ("reconstruct", "learn_steps") for what in ("iterations=2", "batch=4")
+    )
+    options = [part for change in changes for part in ("--set", change)]
+    recipe = ("--recipe", "q-diffusion-w4a8", "--budget", "demo", "--steps", 3)
+    done = halftone("quantize", model, *recipe, *options, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert list(done.json["report"]["steps"]) == list(load("q-diffusion-w4a8").steps)
+
+
+def test_quantize_replaces_only_when_asked(halftone: Halftone, model: Path, artifact: Path) -> None:
+    assert halftone("quantize", model, *QUICK, "-o", artifact).code == 2
+    done = halftone("quantize", model, *QUICK, "-o", artifact, "--overwrite", "--seed", 1)
+    assert done.code == 0, done.err
+
+
+def test_generate_writes_a_grid(halftone: Halftone, quantized: Path, tmp_path: Path) -> None:
+    file = tmp_path / "grid.png"
+    done = halftone("generate", quantized, "-n", 3, "--steps", 2, "--seed", 1, "-o", file)
+    assert done.code == 0, done.err
+    assert pixels(file).shape == (2 * (64 + 2) + 2, 2 * (64 + 2) + 2)
+    again = halftone("generate", quantized, "-n", 3, "--steps", 2, "--seed", 1, "-o", file)
+    assert again.code == 2 and "--overwrite" in again.err
+    other = halftone("generate", quantized, "-n", 3, "--steps", 2, "--seed", 1, "--batch", 1, "-o", tmp_path / "b.png")
+    assert other.code == 0
+    assert np.abs(pixels(file) - pixels(tmp_path / "b.png")).max() <= 1
+
+
+def test_pictures_of_prompts_are_labelled() -> None:
+    from halftone.cli.generate import grid
+
+    plain = grid(np.zeros((2, 3, 70, 70), dtype=np.float32))
+    labelled = grid(np.zeros((2, 3, 70, 70), dtype=np.float32), ["a lighthouse", "日本 and a very long prompt " * 9])
+    assert labelled.height > plain.height and labelled.width == plain.width
+    with pytest.raises(ConfigError, match="one or three channels"):
+        grid(np.zeros((2, 4, 8, 8), dtype=np.float32))
+
+
+def test_evaluate_measures_and_keeps(halftone: Halftone, model: Path, artifact: Path) -> None:
+    how = ("--against", model, "--samples", 6, "--steps", 2, "--batch", 4, "--trail", 2)
+    done = halftone("evaluate", artifact, *how, "--expect", "psnr>=1", "--json")
+    assert done.code == 0, done.err
+    assert done.json["distribution"] is None and done.json["paired"]["psnr"]["value"] > 1
+    assert len(done.json["trail"]["timesteps"]) == 2 and done.json["expectations"][0]["met"]
+    kept = json.loads((artifact / "halftone/evaluation.json").read_text())
+    assert kept == done.json
+    with np.load(artifact / "halftone/samples.npz") as pairs:
+        assert pairs["quantized"].shape == pairs["float"].shape == (6, 1, 8, 8)
+        assert pairs["quantized"].dtype == np.uint8
+    assert json.loads((artifact / "halftone/ranges.json").read_text())["layers"]
+    DDIMPipeline.from_pretrained(artifact)  # nothing in the way of loading
+
+
+def test_an_expectation_that_is_not_met(halftone: Halftone, model: Path, quantized: Path) -> None:
+    how = ("--against", model, "--samples", 2, "--steps", 2, "--trail", 0, "--no-keep")
+    done = halftone("evaluate", quantized, *how, "--expect", "psnr>=200", "--expect", "latent_mse < 1000")
+    assert done.code == 3, done.err
+    assert "expected psnr>=200: NOT met" in done.out and "expected latent_mse < 1000: met" in done.out
+    assert not (quantized / "halftone/evaluation.json").exists()
+
+
+def test_evaluate_a_float_model_alone(halftone: Halftone, model: Path) -> None:
+    done = halftone("evaluate", model, "--samples", 2, "--steps", 2)
+    assert done.code == 0 and "give --against" in done.out and not (model / "halftone").exists()
+
+
+def test_bench_compares_in_one_run(halftone: Halftone, model: Path, artifact: Path) -> None:
+    how = ("--rounds", 2, "--warmup", 1, "--no-memory")
+    done = halftone("bench", artifact, "--against", model, "--engine", "simulate", "--engine", "auto", *how, "--json")
+    assert done.code == 0, done.err
+    assert [row["name"] for row in done.json["rows"]] == ["float32", "bfloat16", "simulate", "auto"]
+    assert done.json["rows"][2]["speedup"].keys() == {"float32", "bfloat16"}
+    assert json.loads((artifact / "halftone/bench.json").read_text()) == done.json
+
+
+def test_bench_of_a_float_model(halftone: Halftone, model: Path) -> None:
+    done = halftone("bench", model, "--rounds", 2, "--warmup", 0, "--no-memory")
+    assert done.code == 0, done.err
+    assert "bfloat16" in done.out and "ms a call" in done.out
+
+
+def test_inspect_tells_each_layer(halftone: Halftone, artifact: Path) -> None:
+    found = halftone("inspect", artifact, "--json").json
+    assert found["recipe"] == "rtn-w4a8" and found["totals"]["disagreeing"] == []
+    layer = next(each for each in found["layers"] if each["path"] == "conv_in")
+    assert (layer["role"], layer["weight"], layer["input"]) == ("conv_in", "uint4", "uint8")
+    assert layer["difference"] <= layer["tolerance"] and layer["bytes"] > 0
+    assert {each["site"] for each in found["operands"]} == {"q", "k", "v", "probs"}
+    assert json.loads((artifact / "halftone/inspection.json").read_text()) == found
+    shown = halftone("inspect", artifact, "--engine", "simulate")
+    assert shown.code == 0 and "Attention operands, simulated" in shown.out and "reference" in shown.out
+    assert json.loads((artifact / "halftone/inspection.json").read_text()) == found
+
+
+def test_inspect_a_float_model(halftone: Halftone, model: Path) -> None:
+    done = halftone("inspect", model)
+    assert done.code == 0 and "not quantized" in done.out and "resnet.conv1" in done.out
+
+
+def test_recipes(halftone: Halftone, tmp_path: Path) -> None:
+    assert "q-diffusion-w4a8" in halftone("recipes").out
+    assert len(halftone("recipes", "--json").json["recipes"]) > 5
+    change = ("--budget", "demo", "--set", "steps.reconstruct.iterations=7")
+    shown = halftone("recipes", "show", "q-diffusion-w4a8", *change)
+    file = tmp_path / "mine.yaml"
+    file.write_text(shown.out)
+    assert yaml.safe_load(shown.out)["steps"]["reconstruct"]["iterations"] == 7
+    original = load("q-diffusion-w4a8", "demo", [change[-1]])
+    again = load(str(file), "fast")
+    assert (again.policy, again.steps, again.calibration) == (original.policy, original.steps, original.calibration)
+
+
+def test_zoo(halftone: Halftone, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "fashion-unet" in halftone("zoo").out
+    assert {each["name"] for each in halftone("zoo", "--json").json["models"]} == set(catalog.names())
+    monkeypatch.setattr(catalog, "WEIGHTS", tmp_path)
+    absent = halftone("inspect", "zoo:fashion-unet")
+    assert absent.code == 2 and "halftone zoo train fashion-unet --data" in absent.err
+    shutil.copytree(model, tmp_path / "fashion-unet")
+    assert halftone("inspect", "zoo:fashion-unet", "--no-agreement").code == 0
+    assert "feature network" in halftone("inspect", "zoo:fashion-classifier").err
+
+
+def test_zoo_train(halftone: Halftone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from halftone.zoo import fashion_unet
+
+    small = {**fashion_unet.UNET, "block_out_channels": (16, 16, 16, 16), "attention_head_dim": 16}
+    monkeypatch.setattr(fashion_unet, "UNET", small)
+    data = {f"{s}_images": np.zeros((4, 28, 28), np.uint8) for s in ("train", "test")}
+    data |= {f"{s}_labels": np.zeros(4, np.uint8) for s in ("train", "test")}
+    np.savez(tmp_path / "data.npz", **data)
+    how = ("--data", tmp_path / "data.npz", "--minutes", 0, "--samples", 2, "-o", tmp_path / "out")
+    done = halftone("zoo", "train", "fashion-unet", *how, "--json")
+    assert done.code == 0, done.err
+    assert done.json["name"] == "fashion-unet" and done.json["distribution"]["name"] == "FD(fashion-classifier)"
+    assert {"card.json", "README.md", "samples.png", "unet"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    DDIMPipeline.from_pretrained(tmp_path / "out")
+    np.savez(tmp_path / "other.npz", x=np.zeros(1))
+    assert "no test_images" in halftone("zoo", "train", "fashion-unet", "--data", tmp_path / "other.npz").err
+
+
+def test_doctor(halftone: Halftone) -> None:
+    assert halftone("doctor", "--json").json["engines"].keys() >= {"simulate", "torch"}
+    assert "engine     simulate: runs" in halftone("doctor").out
+
+
+def test_report(halftone: Halftone, artifact: Path, tmp_path: Path) -> None:
+    assert halftone("inspect", artifact).code == 0
+    done = halftone("report", artifact, "-o", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert "<html" in (tmp_path / "page.html").read_text()
+    assert halftone("report", artifact, "-o", tmp_path / "page.html").code == 2

@@ -1,0 +1,115 @@
+"""Every recipe of the library, at every budget: it loads, builds, is plain data again, and runs. The folder is listed."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+import yaml
+from diffusers import DDIMPipeline
+
+from halftone.calibrate.select_contract import AbstractSelect
+from halftone.foundation.build import build, plain
+from halftone.foundation.registry import make
+from halftone.methods.contract import AbstractMethod, Run
+from halftone.nn import QuantizedLayer
+from halftone.nn.sites import sites
+from halftone.recipes import BUDGETS, Recipe, load, names, run_recipe
+from halftone.recipes.recipe import methods_by_room
+
+PROMISED = {"rtn-w8a8", "rtn-w4a8", "rtn-w4a32", "q-diffusion-w8a8", "q-diffusion-w4a8", "q-diffusion-w4a32", "gptq-w4a32", "gptq-w4a8"}
+
+
+def test_the_promised_recipes_are_there() -> None:
+    assert set(names()) >= PROMISED
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_loads_builds_and_is_plain_data_again(name: str, budget: str) -> None:
+    recipe = load(name, budget)
+    assert recipe.name == name
+    assert recipe.title
+    assert recipe.paper
+    assert all(isinstance(method, AbstractMethod) for method in recipe.methods().values())
+    assert isinstance(make("halftone.calibrate.select", recipe.calibration.select, "select"), AbstractSelect)
+    data = plain(recipe)
+    assert build(Recipe, data) == recipe
+    assert build(Recipe, json.loads(json.dumps(data))) == recipe
+    assert build(Recipe, yaml.safe_load(yaml.safe_dump(data))) == recipe
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_name_says_the_bits(name: str) -> None:
+    bits = next(part for part in name.split("-") if part[0] == "w" and part[1].isdigit())
+    weight, _, data = bits[1:].partition("a")
+    (rule, *_) = load(name).policy
+    assert rule.weight is not None
+    assert rule.weight.bits == int(weight)
+    assert (32 if rule.input is None else rule.input.bits) == int(data)
+
+
+@pytest.mark.parametrize("name", names())
+def test_smaller_budgets_do_less(name: str) -> None:
+    def work(budget: str) -> list[int]:
+        recipe = load(name, budget)
+        return [recipe.calibration.samples, *(step.get("iterations", 0) for step in recipe.steps.values())]
+
+    for less, more in (("demo", "fast"), ("fast", "paper")):
+        assert all(a <= b for a, b in zip(work(less), work(more), strict=True))
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_runs_and_every_planned_layer_holds_codes(
+    name: str, make_pipe: Callable[[], DDIMPipeline], shrunk: Callable[..., list[str]]
+) -> None:
+    recipe = load(name, "demo", shrunk(load(name, "demo")))
+    pipe = make_pipe()
+    wanted = pipe.unet(x := torch.randn(2, 1, 8, 8), torch.tensor([5, 900])).sample.detach()
+    result = run_recipe(pipe, recipe, 3, Run())
+    assert result.module is pipe.unet
+    planned = [path for path, facts in result.layers.items() if not facts["kept"]]
+    assert planned
+    for path in planned:
+        layer = pipe.unet.get_submodule(path)
+        assert isinstance(layer, QuantizedLayer)
+        assert layer.weight.dtype == torch.uint8
+        assert layer.scheme is not None
+        assert layer.scheme.weight.bits == recipe.policy[0].weight.bits  # type: ignore[union-attr]
+        assert layer.scheme.input == recipe.policy[0].input
+        assert int(layer.codes().max()) < 2**layer.scheme.weight.bits
+    for path, owner, site in sites(pipe.unet):
+        assert owner.site_affine(site) is not None, (path, site)
+        assert not owner.taps
+    assert list(result.reports) == list(recipe.steps)
+    json.dumps(result.plain())
+    with torch.no_grad():
+        found = pipe.unet(x, torch.tensor([5, 900])).sample
+    assert bool(torch.isfinite(found).all())
+    assert not torch.equal(found, wanted)
+    assert float(10 * torch.log10(wanted.square().mean() / (found - wanted).square().mean())) > 3
+
+
+def test_an_ablation_leaves_one_thing_out() -> None:
+    full = load("q-diffusion-w4a8")
+    parts = {"no-split": {"split"}, "no-reconstruction": {"gptq", "reconstruct"}, "no-learned-steps": {"learn_steps"}}
+    for name, gone in parts.items():
+        steps = load(f"q-diffusion-w4a8-{name}").steps
+        assert steps == {key: value for key, value in full.steps.items() if key not in gone}
+    timesteps = load("q-diffusion-w4a8-no-timesteps")
+    assert timesteps.steps == full.steps
+    assert timesteps.calibration.select != full.calibration.select
+
+
+def test_the_paper_budget_has_the_published_numbers() -> None:
+    steps = load("q-diffusion-w4a8", "paper").methods()
+    weights, activations = steps["reconstruct"], steps["learn_steps"]
+    assert (weights.iterations, weights.batch, weights.lr, weights.warm_up, weights.beta) == (20000, 32, 1e-3, 0.2, (20.0, 2.0))  # type: ignore[attr-defined]
+    assert (activations.iterations, activations.batch, activations.lr, activations.power) == (5000, 32, 4e-4, 2.4)  # type: ignore[attr-defined]
+    assert load("q-diffusion-w4a8").calibration.samples == 5120
+
+
+def test_methods_are_listed_by_room() -> None:
+    rooms = methods_by_room()
+    assert "ada_round" in rooms["reconstruct"]
+    assert {"nearest", "gptq"} <= set(rooms["rounding"])

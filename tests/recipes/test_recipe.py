@@ -1,0 +1,219 @@
+"""Reading recipes: strict, with suggestions; contradictions are refused before any work; extends, drop and set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from diffusers import DDIMPipeline
+
+from halftone.foundation.errors import ConfigError
+from halftone.methods.contract import Run
+from halftone.recipes import load, run_recipe
+
+BASE: dict[str, Any] = {
+    "name": "mine",
+    "title": "a recipe of mine",
+    "paper": "none",
+    "policy": [{"roles": "*", "weight": {"format": "uint4", "granularity": "channel"}, "input": {"format": "uint8"}}],
+    "steps": {"weights": {"method": "rounding/nearest"}, "ranges": {"method": "ranges/static"}},
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Write a recipe file and return its path."""
+
+    def write_recipe(name: str = "mine", **data: Any) -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+        return str(path)
+
+    return write_recipe
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {**BASE, **changes}
+
+
+def test_a_recipe_of_ones_own(write: Callable[..., str]) -> None:
+    recipe = load(write(**BASE))
+    assert (recipe.name, list(recipe.steps)) == ("mine", ["weights", "ranges"])
+    assert recipe.policy[0].weight.bits == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("q-difusion-w4a8", "'q-diffusion-w4a8'"), ("rtn-w4a", "'rtn-w4a"), ("zzz", "Known: .*rtn-w8a8")],
+)
+def test_an_unknown_recipe(name: str, suggestion: str) -> None:
+    with pytest.raises(ConfigError, match=suggestion):
+        load(name)
+
+
+def test_an_unknown_budget() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'fast'"):
+        load("rtn-w4a8", "fastt")
+
+
+STEP = {"method": "rounding/nearest"}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (changed(polcy=[]), "Did you mean 'policy'"),
+        (changed(policy=[{"role": "*"}]), r"policy\.0\.role.*Did you mean 'roles'"),
+        (changed(policy=[{"roles": "*", "weight": {"formt": "uint4"}}]), r"weight\.formt.*'format'"),
+        (changed(policy=[{"roles": "*", "weight": {"format": "unit4"}}]), "unit4"),
+        (changed(policy=[{"roles": "*", "weight": {"zero": "middle"}}]), "symmetric"),
+        (changed(steps={"weights": {"method": "rounding/nearst"}}), "Did you mean 'nearest'"),
+        (changed(steps={"weights": {"method": "roundin/nearest"}}), "Did you mean 'rounding'"),
+        (changed(steps={"weights": {"method": "nearest"}}), "room/name"),
+        (changed(steps={"weights": {"range": "shrink"}}), "room/name"),
+        (changed(steps={"weights": {**STEP, "rnge": "shrink"}}), r"steps\.weights\.rnge.*'range'"),
+        (changed(steps={"w": STEP, "g": {"method": "rounding/gptq", "damping": "much"}}), r"steps\.g\.damping"),
+        (changed(steps={}), "at least one"),
+        (changed(calibration={"samples": "many"}), r"calibration\.samples"),
+        (changed(budgets={"quick": {}}), "demo, fast or paper"),
+        ({k: v for k, v in BASE.items() if k != "policy"}, "'policy'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unknown_and_wrong_keys(write: Callable[..., str], data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(write(**data))
+
+
+WEIGHT_ONLY = [{"roles": "*", "weight": {"format": "uint4", "granularity": "channel"}}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": {"gptq": {"method": "rounding/gptq"}, "ranges": {"method": "ranges/static"}}}, "nearest before rounding/gptq"),
+        (
+            {"steps": {"rec": {"method": "reconstruct/ada_round"}, "w": STEP, "ranges": {"method": "ranges/static"}}},
+            "nearest before reconstruct/ada_round",
+        ),
+        (
+            {"steps": {"w": STEP, "learn": {"method": "reconstruct/learned_steps"}, "ranges": {"method": "ranges/static"}}},
+            "ranges/ step before",
+        ),
+        ({"steps": {"w": STEP, "split": {"method": "transforms/split_shortcut"}, "r": {"method": "ranges/static"}}}, "before rounding"),
+        ({"policy": WEIGHT_ONLY}, "weight-only policy"),
+        ({"steps": {"w": STEP}}, "policy quantizes inputs"),
+    ],
+    ids=["gptq first", "reconstruction first", "steps before ranges", "split late", "ranges for nothing", "no ranges"],
+)
+def test_contradictions(write: Callable[..., str], changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(write(**changed(**changes)))
+
+
+def test_extends_drop_and_set(write: Callable[..., str]) -> None:
+    changes = {"steps.reconstruct.lr": 0.5, "policy.0.weight.format": "uint3", "calibration.samples": 3}
+    recipe = load(_file(write, "child", extends="q-diffusion-w4a8", drop=["learn_steps"], set=changes))
+    parent = load("q-diffusion-w4a8")
+    assert list(recipe.steps) == [step for step in parent.steps if step != "learn_steps"]
+    assert recipe.steps["reconstruct"] == {**parent.steps["reconstruct"], "lr": 0.5}
+    assert (recipe.policy[0].weight.bits, recipe.calibration.samples) == (3, 3)
+    assert recipe.policy[0].input == parent.policy[0].input
+    assert (recipe.name, recipe.title) == ("child", "child")
+
+
+def _file(write: Callable[..., str], name: str, **data: Any) -> str:
+    return write(name, **{"name": name, "title": name, "paper": "none", **data})
+
+
+def test_a_budget_of_the_extended_recipe_loses_what_was_dropped(write: Callable[..., str]) -> None:
+    path = _file(write, "child", extends="q-diffusion-w4a8", drop=["learn_steps"])
+    recipe = load(path, "demo")
+    assert recipe.steps["reconstruct"]["iterations"] == load("q-diffusion-w4a8", "demo").steps["reconstruct"]["iterations"]
+    assert "learn_steps" not in recipe.steps
+
+
+def test_extending_a_file_twice(write: Callable[..., str]) -> None:
+    first = write("first", **BASE)
+    second = _file(write, "second", extends=first, set={"steps.weights.range": "min_max"})
+    third = _file(write, "third", extends=second, set={"steps.ranges.samples": 3})
+    assert load(third).steps == {
+        "weights": {"method": "rounding/nearest", "range": "min_max"},
+        "ranges": {"method": "ranges/static", "samples": 3},
+    }
+    assert load(first).steps["weights"] == STEP
+
+
+def test_expectations_are_not_inherited(write: Callable[..., str]) -> None:
+    expect = [{"model": "zoo:x", "budget": "fast", "measure": "psnr", "at_least": 3}]
+    first = write("first", **BASE, expect=expect)
+    assert load(first).expect[0].at_least == 3.0
+    assert load(_file(write, "second", extends=first)).expect == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"extends": "q-diffusion-w4a9"}, "Did you mean 'q-diffusion-w4a8'"),
+        ({"extends": "rtn-w4a8", "drop": ["weigths"]}, "Did you mean 'weights'"),
+        ({"drop": ["weights"]}, "extends beside drop and set"),
+        ({"extends": "rtn-w4a8", "set": {"steps.weigths.range": "shrink"}}, "weigths"),
+        ({"extends": "rtn-w4a8", "set": {"steps.weights.rang": "shrink"}}, "Did you mean 'range'"),
+        ({"extends": "rtn-w4a8", "drop": ["weights", "activations"]}, "at least one"),
+    ],
+    ids=["parent", "drop", "orphan", "set path", "set key", "all dropped"],
+)
+def test_wrong_inheritance(write: Callable[..., str], data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(_file(write, "child", **data))
+
+
+def test_a_circle(write: Callable[..., str], tmp_path: Path) -> None:
+    first, second = str(tmp_path / "first.yaml"), str(tmp_path / "second.yaml")
+    _file(write, "first", extends=second)
+    _file(write, "second", extends=first)
+    with pytest.raises(ConfigError, match="no circle"):
+        load(first)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("- a\n- b", "a mapping"), ("a: [", "valid YAML"), ("", "a mapping"), ("!!python/object:os.system {}", "valid YAML")]
+)
+def test_files_that_are_no_recipes(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load(str(path))
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(ConfigError, match="nothing there"):
+        load("nowhere/mine.yaml")
+
+
+def test_overrides_come_last() -> None:
+    recipe = load("q-diffusion-w4a8", "demo", ["steps.reconstruct.iterations=7", "steps.weights.range={name: shrink, power: 2}"])
+    assert recipe.steps["reconstruct"]["iterations"] == 7
+    assert recipe.steps["weights"]["range"] == {"name": "shrink", "power": 2}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("steps.reconstruct.iteration=7", "Did you mean 'iterations'"),
+        ("steps.reconstuct.iterations=7", "Did you mean 'reconstruct'"),
+        ("steps.reconstruct.iterations=many", "iterations"),
+        ("seed", "path.to.key=value"),
+    ],
+)
+def test_wrong_overrides(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load("q-diffusion-w4a8", "demo", [override])
+
+
+def test_a_quantized_model_is_refused(make_pipe: Callable[[], DDIMPipeline], shrunk: Callable[..., list[str]]) -> None:
+    pipe, recipe = make_pipe(), load("rtn-w4a32", "demo", ["calibration.samples=4"])
+    run_recipe(pipe, recipe, 2, Run())
+    with pytest.raises(ConfigError, match="Load the original model"):
+        run_recipe(pipe, recipe, 2, Run())

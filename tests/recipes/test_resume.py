@@ -1,0 +1,186 @@
+"""Killed anywhere and resumed, a run ends bit by bit as an uninterrupted one; another run's work is never taken for one's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMPipeline
+
+from halftone.calibrate import record as recording
+from halftone.foundation.errors import ConfigError
+from halftone.methods import contract
+from halftone.methods.contract import Run
+from halftone.methods.ranges.static import Static
+from halftone.methods.reconstruct.ada_round import AdaRound
+from halftone.methods.reconstruct.learned_steps import LearnedSteps
+from halftone.methods.rounding.gptq import Gptq
+from halftone.recipes import Recipe, load, run_recipe
+
+Maker = Callable[[], DDIMPipeline]
+
+
+class Killed(BaseException):
+    """Not an Exception, so that nothing on the way tidies up for it."""
+
+
+def recipe(shrunk: Callable[..., list[str]], name: str = "q-diffusion-w4a8") -> Recipe:
+    return load(name, "demo", [*shrunk(load(name, "demo"), 3)])
+
+
+def state_after(pipe: DDIMPipeline, recipe: Recipe, run: Run, resume: bool = False) -> dict[str, torch.Tensor]:
+    run_recipe(pipe, recipe, 3, run, resume)
+    return {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+
+
+def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def dies(function: Callable[..., Any], call: int, late: bool = False) -> Callable[..., Any]:
+    """Return the function as it is when the process is killed at its ``call``-th call, before or after its work."""
+    count = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == call and not late:
+            raise Killed
+        result = function(*args, **kwargs)
+        if count == call:
+            raise Killed
+        return result
+
+    return wrapped
+
+
+MOMENTS = {
+    "while recording": (recording._Hook, "__call__", 4, False),
+    "before the trajectory is saved": (recording, "_join", 1, True),
+    "first block": (AdaRound, "_reconstruct", 1, False),
+    "middle of a block": (AdaRound, "_error_with", 5, True),
+    "in the optimizer of a block": (AdaRound, "_beta", 20, True),
+    "while a memo is written": (contract, "save_file", 6, True),
+    "last blocks": (AdaRound, "_reconstruct", 17, True),
+    "while ranges are fitted": (Static, "apply", 1, True),
+    "while learning steps": (LearnedSteps, "_learn", 4, False),
+    "in the optimizer of steps": (LearnedSteps, "_loss", 30, True),
+}
+
+
+@pytest.fixture
+def uninterrupted(make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    if not _REFERENCE:
+        run = Run(seed=1, work=tmp_path_factory.mktemp("whole"))
+        _REFERENCE.update(state_after(make_pipe(), recipe(shrunk), run))
+    return _REFERENCE
+
+
+_REFERENCE: dict[str, torch.Tensor] = {}
+
+
+@pytest.mark.parametrize(("owner", "name", "call", "late"), MOMENTS.values(), ids=MOMENTS)
+def test_killed_and_resumed_is_bit_identical(
+    owner: Any,
+    name: str,
+    call: int,
+    late: bool,
+    make_pipe: Maker,
+    shrunk: Callable[..., list[str]],
+    uninterrupted: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = recipe(shrunk)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        function = getattr(owner, name)
+        wrapped = dies(function, call, late)
+        # A plain function as a class attribute is a method again.
+        patched.setattr(owner, name, wrapped)
+        run_recipe(make_pipe(), mine, 3, Run(seed=1, work=tmp_path))
+    assert identical(state_after(make_pipe(), mine, Run(seed=1, work=tmp_path), resume=True), uninterrupted)
+
+
+def test_killed_twice(
+    make_pipe: Maker,
+    shrunk: Callable[..., list[str]],
+    uninterrupted: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for resume, (owner, name, call) in enumerate([(AdaRound, "_reconstruct", 3), (LearnedSteps, "_learn", 2)]):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(owner, name, dies(getattr(owner, name), call))
+            run_recipe(make_pipe(), recipe(shrunk), 3, Run(seed=1, work=tmp_path), bool(resume))
+    assert identical(state_after(make_pipe(), recipe(shrunk), Run(seed=1, work=tmp_path), resume=True), uninterrupted)
+
+
+def test_a_resumed_run_computes_only_the_rest(
+    make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = recipe(shrunk)
+    state = state_after(make_pipe(), mine, Run(seed=1, work=tmp_path))
+    for owner, name in ((AdaRound, "_reconstruct"), (LearnedSteps, "_learn"), (recording._Hook, "__call__")):
+        monkeypatch.setattr(owner, name, dies(getattr(owner, name), 1))
+    assert identical(state_after(make_pipe(), mine, Run(seed=1, work=tmp_path), resume=True), state)
+
+
+def test_gptq_too(
+    make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = recipe(shrunk, "gptq-w4a8")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Gptq, "_round", dies(Gptq._round, 9))
+        run_recipe(make_pipe(), mine, 3, Run(work=tmp_path / "a"))
+    resumed = state_after(make_pipe(), mine, Run(work=tmp_path / "a"), resume=True)
+    assert identical(resumed, state_after(make_pipe(), mine, Run(work=tmp_path / "b")))
+
+
+def test_memory_bounds_and_a_place_for_work_change_no_result(
+    make_pipe: Maker, shrunk: Callable[..., list[str]], uninterrupted: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    assert identical(state_after(make_pipe(), recipe(shrunk), Run(seed=1)), uninterrupted)
+    bounded = Run(seed=1, work=tmp_path, memory=20_000)
+    assert identical(state_after(make_pipe(), recipe(shrunk), bounded), uninterrupted)
+
+
+def test_another_seed_is_another_result(
+    make_pipe: Maker, shrunk: Callable[..., list[str]], uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    assert not identical(state_after(make_pipe(), recipe(shrunk), Run(seed=2)), uninterrupted)
+
+
+def begin(make_pipe: Maker, mine: Recipe, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run and kill it."""
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(AdaRound, "_reconstruct", dies(AdaRound._reconstruct, 2))
+        run_recipe(make_pipe(), mine, 3, Run(seed=1, work=work))
+
+
+def test_unfinished_work_is_not_touched_without_being_asked(
+    make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(make_pipe, recipe(shrunk), tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match="--resume"):
+        run_recipe(make_pipe(), recipe(shrunk), 3, Run(seed=1, work=tmp_path))
+
+
+@pytest.mark.parametrize("difference", ["recipe", "seed", "steps", "model", "prompts"])
+def test_the_work_of_another_run_is_refused(
+    difference: str, make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(make_pipe, recipe(shrunk), tmp_path, monkeypatch)
+    pipe, mine, run, steps, each = make_pipe(), recipe(shrunk), Run(seed=1, work=tmp_path), 3, None
+    if difference == "recipe":
+        mine = load("q-diffusion-w4a8", "demo", [*shrunk(mine), "steps.reconstruct.lr=0.7"])
+    elif difference == "seed":
+        run.seed = 2
+    elif difference == "steps":
+        steps = 4
+    elif difference == "model":
+        pipe.unet.conv_in.weight.data[0, 0, 0, 0] += 1e-6
+    else:
+        each = {"prompt": ["a"]}
+    with pytest.raises(ConfigError, match="another recipe, model or seed"):
+        run_recipe(pipe, mine, steps, run, True, each)

@@ -1,0 +1,57 @@
+"""What the page says about a real artifact: widths and bytes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+import halftone
+from halftone.evaluate.bench import disk_bytes
+from halftone.report.layers import read_model
+from halftone.report.page import write_report
+from halftone.report.pieces import read_pieces
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+    )
+    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+    few = ["calibration.samples=4", "calibration.batch=4"]
+    result = halftone.quantize(pipe, "rtn-w4a8", steps=2, budget="demo", overrides=few)
+    out = tmp_path_factory.mktemp("model")
+    pipe.save_pretrained(out)
+    (out / "halftone").mkdir()
+    (out / "halftone" / "quantize.json").write_text(json.dumps(result.report), encoding="utf-8")
+    return out
+
+
+def test_widths_and_bytes_are_the_artifact_s(folder: Path) -> None:
+    model = read_model(read_pieces(folder))
+    assert model.bits == "W4A8"
+    assert model.sizes is not None
+    assert all(layer.bytes for layer in model.layers)
+    weights = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert 0 < model.sizes.total < weights <= disk_bytes(folder / "unet")
+    assert sum(layer.bytes or 0 for layer in model.layers) < model.sizes.total
+    # Every weight counted once: the float model has as many.
+    float_model = UNet2DModel.from_config(UNet2DModel.load_config(folder / "unet"))
+    assert model.sizes.elements == pytest.approx(sum(p.numel() for p in float_model.parameters()), rel=0.05)
+
+
+def test_a_real_model_makes_a_page(folder: Path, tmp_path: Path) -> None:
+    write_report(folder, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "W4A8" in page and "resnet.conv1" in page
