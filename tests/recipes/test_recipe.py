@@ -25,8 +25,8 @@ BASE: dict[str, Any] = {
 def write(tmp_path: Path) -> Callable[..., str]:
     """Write a recipe file and return its path."""
 
-    def write_recipe(name: str = "mine", **data: Any) -> str:
-        path = tmp_path / f"{name}.yaml"
+    def write_recipe(stem: str = "mine", /, **data: Any) -> str:
+        path = tmp_path / f"{stem}.yaml"
         path.write_text(yaml.safe_dump(data, sort_keys=False))
         return str(path)
 

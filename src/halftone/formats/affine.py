@@ -23,14 +23,18 @@ class Affine:
         return Affine(self.scale.view(*shape), self.zero_point.view(*shape))
 
 
-def grid(x: torch.Tensor, affine: Affine) -> torch.Tensor:
-    """Return ``x`` in the unscaled domain, not yet rounded to the grid's limits."""
-    return (x * affine.scale.reciprocal()).round() + affine.zero_point
+def grid(x: torch.Tensor, affine: Affine, format: AbstractFormat) -> torch.Tensor:
+    """Return ``x`` in the unscaled domain; on an integral grid already rounded, but not yet clamped.
+
+    Integers are rounded before the zero point is added: at a tie the parity of the zero point must not decide.
+    """
+    scaled = x * affine.scale.reciprocal()
+    return (scaled.round() if format.integral else scaled) + affine.zero_point
 
 
 def quantize(x: torch.Tensor, affine: Affine, format: AbstractFormat) -> torch.Tensor:
     """Return the uint8 codes of ``x``; same shape."""
-    return format.encode(grid(x.float(), affine))
+    return format.encode(grid(x.float(), affine, format))
 
 
 def dequantize(codes: torch.Tensor, affine: Affine, format: AbstractFormat) -> torch.Tensor:
@@ -40,4 +44,4 @@ def dequantize(codes: torch.Tensor, affine: Affine, format: AbstractFormat) -> t
 
 def fake_quantize(x: torch.Tensor, affine: Affine, format: AbstractFormat) -> torch.Tensor:
     """Return ``dequantize(quantize(x))`` without making codes; keeps ``x``'s dtype."""
-    return ((format.round(grid(x.float(), affine)) - affine.zero_point) * affine.scale).to(x.dtype)
+    return ((format.round(grid(x.float(), affine, format)) - affine.zero_point) * affine.scale).to(x.dtype)

@@ -41,6 +41,16 @@ class AbstractFormat(ABC):
     def high(self) -> float:
         """Largest number on the grid."""
 
+    @property
+    def middle(self) -> float:
+        """The grid number that stands for zero in the symmetric zero mode."""
+        return 0.0
+
+    @property
+    def integral(self) -> bool:
+        """Whether the grid is made of consecutive integers."""
+        return False
+
     @abstractmethod
     def round(self, x: torch.Tensor) -> torch.Tensor:
         """Return the grid number nearest to each element of ``x`` (float in, same float dtype out), clamped to the grid."""

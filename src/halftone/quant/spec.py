@@ -45,7 +45,7 @@ class QuantSpec:
         """Return the zero point that does not follow from a range (asymmetric: the lowest there may be)."""
         grid = self.number_format
         if self.zero == "symmetric":
-            return (grid.low + grid.high + 1) / 2
+            return grid.middle
         return grid.low if self.zero == "asymmetric" else 0.0
 
     def affine(self, low: torch.Tensor, high: torch.Tensor) -> Affine:

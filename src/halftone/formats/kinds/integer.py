@@ -40,6 +40,14 @@ class Integer(AbstractFormat):
     def high(self) -> float:
         return self.low + 2**self.bits - 1
 
+    @property
+    def middle(self) -> float:
+        return (self.low + self.high + 1) / 2
+
+    @property
+    def integral(self) -> bool:
+        return True
+
     def round(self, x: torch.Tensor) -> torch.Tensor:
         return x.round().clamp(self.low, self.high)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import QUANTIZED, Unit, Walk, as_float
-from halftone.formats import AbstractFormat, Affine
+from halftone.formats import AbstractFormat, Affine, fake_quantize, quantize
 from halftone.formats.segments import along_weight
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
@@ -147,4 +147,4 @@ def round_columns(
         w[:, stop:] -= errors @ upper[start:stop, stop:]
     back = order.argsort()
     rounded = rounded[:, back]
-    return grid.encode((rounded / affine.scale).round() + affine.zero_point), rounded
+    return quantize(rounded, affine, grid), rounded
