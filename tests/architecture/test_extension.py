@@ -1,6 +1,6 @@
 """What others add from outside works without an edit inside: a number format, a method, a role table for their architecture.
 
-The three lie in a package of their own that is made known by entry points; the conformance suite of formats and a recipe run on them.
+The three lie in a package of their own that entry points make known; the conformance suite of formats and a recipe run on them.
 """
 
 import importlib.util
@@ -225,7 +225,9 @@ def test_a_foreign_format_passes_the_conformance_suite(outside: Path) -> None:
 
 def test_the_conformance_suite_would_notice_a_broken_format(outside: Path) -> None:
     text = (outside / "powers_of_two.py").read_text()
-    (outside / "powers_of_two.py").write_text(text.replace("(grid[1:] + grid[:-1]) / 2", "(grid[1:] * 3 + grid[:-1]) / 4"))
+    (outside / "powers_of_two.py").write_text(
+        text.replace("(grid[1:] + grid[:-1]) / 2", "(grid[1:] * 3 + grid[:-1]) / 4")
+    )
     suite = conformance()
     with pytest.raises(AssertionError):
         suite.rounds_to_the_nearest(parse("pot4"), torch.linspace(-300, 300, 1001))
@@ -240,6 +242,9 @@ def test_a_foreign_format_works_in_the_affine_map(outside: Path, zero: str) -> N
     assert torch.equal(fake_quantize(x, affine, grid), dequantize(quantize(x, affine, grid), affine, grid))
     assert float(fake_quantize(torch.zeros(4, 1), affine, grid).abs().max()) == 0
     assert torch.equal(grid.round(affine.zero_point), affine.zero_point)
+    levels = (grid.decode(torch.arange(16, dtype=torch.uint8)) - affine.zero_point) * affine.scale
+    distance = (x[..., None] - levels[:, None]).abs().amin(-1)
+    assert torch.allclose((fake_quantize(x, affine, grid) - x).abs(), distance, atol=1e-6), "rounded twice"
 
 
 def test_a_foreign_architecture_needs_its_table(outside: Path) -> None:

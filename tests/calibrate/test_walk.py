@@ -113,17 +113,20 @@ def test_a_model_that_is_quantized_already_still_gives_float_targets(
             inputs, outputs = seen_by(plain, unit.path, batches(data, 5))
             assert equal(unit.calls[FLOAT], inputs)
             assert equal(unit.targets, outputs)
-            assert equal(unit.calls[QUANTIZED], inputs) == (not quantized or unit.path.startswith("time_embedding.linear_1")
-                                                             or unit.path == "conv_in")
+            assert equal(unit.calls[QUANTIZED], inputs) == (
+                not quantized or unit.path.startswith("time_embedding.linear_1") or unit.path == "conv_in"
+            )
 
 
 def collect(model: QuantModel, data: Trajectory, kept: Store) -> list[Any]:
     found = []
     for unit in Walk(model, data, 5, kept):
         round_layers(model, unit)
-        found.append(pytree.tree_map(
-            lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, (unit.calls, unit.targets)
-        ))
+        found.append(
+            pytree.tree_map(
+                lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, (unit.calls, unit.targets)
+            )
+        )
     return found
 
 

@@ -85,11 +85,15 @@ def test_input_segments_are_quantized_each_alone(sizes: list[int], dim: int, ndi
     assert torch.equal(whole, torch.cat(parts, dim=dim))
 
 
-@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3), ndim=st.sampled_from([2, 4]), seed=st.integers(0, 100))
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3), ndim=st.sampled_from([2, 4]), seed=st.integers(0, 100)
+)
 def test_weight_segments_are_quantized_each_alone(sizes: list[int], ndim: int, seed: int) -> None:
     random, out = torch.Generator().manual_seed(seed), 4
     weight = torch.randn(out, sum(sizes), *[3] * (ndim - 2), generator=random)
-    affine = Affine(torch.rand(len(sizes), out, generator=random) + 0.1, torch.arange(len(sizes) * out).float().view(-1, out))
+    affine = Affine(
+        torch.rand(len(sizes), out, generator=random) + 0.1, torch.arange(len(sizes) * out).float().view(-1, out)
+    )
     grid = parse("uint4")
     whole = fake_quantize(weight, along_weight(affine, tuple(sizes), ndim), grid)
     parts = []

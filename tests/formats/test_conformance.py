@@ -103,7 +103,17 @@ def is_frozen_and_hashable(format: AbstractFormat, x: torch.Tensor) -> None:
     assert len({format, dataclasses.replace(format)}) == 1  # type: ignore[type-var]
 
 
+def says_what_its_grid_is(format: AbstractFormat, x: torch.Tensor) -> None:
+    points = grid(format).sort().values
+    if format.integral:
+        assert bool((points.diff() == 1).all() and (points == points.round()).all())
+    # The middle of one bit lies at the end of the grid or beyond, so nothing can be symmetric around it.
+    if format.bits > 1:
+        assert float(format.round(torch.tensor(format.middle))) == format.middle
+
+
 LAWS = [
+    says_what_its_grid_is,
     rounds_idempotently,
     rounds_monotonically,
     rounds_to_the_nearest,
@@ -129,11 +139,13 @@ def test_every_kind_has_instances_to_test(kind: str) -> None:
 
 def test_integers_come_in_all_widths_signed_and_not() -> None:
     found = {format.name for format in instances("integer")}
+    assert all(format.integral for format in instances("integer"))
     assert found == {f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 17)}
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("uint4", 0, 15), ("int4", -8, 7), ("uint8", 0, 255), ("int8", -128, 127), ("int1", -1, 0), ("uint16", 0, 65535)]
+    ("name", "low", "high"),
+    [("uint4", 0, 15), ("int4", -8, 7), ("uint8", 0, 255), ("int8", -128, 127), ("int1", -1, 0), ("uint16", 0, 65535)],
 )
 def test_integer_bounds(name: str, low: float, high: float) -> None:
     assert (parse(name).low, parse(name).high) == (low, high)

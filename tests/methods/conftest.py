@@ -66,7 +66,9 @@ def unet_model() -> Callable[..., QuantModel]:
         unet = _unet()
         unet.load_state_dict(state)
         found = architecture(unet)
-        return QuantModel.open(unet, found, make_plan(unet, found, (Rule("*", weight=W4, input=A8, operands=OPERANDS),)))
+        return QuantModel.open(
+            unet, found, make_plan(unet, found, (Rule("*", weight=W4, input=A8, operands=OPERANDS),))
+        )
 
     return make
 

@@ -47,7 +47,9 @@ def test_the_range_is_what_flows_through(joining: Callable[[], QuantModel], vect
     assert torch.equal(found.zero_point, wanted.zero_point)
 
 
-def test_ranges_do_not_depend_on_ranges_set_before(joining: Callable[[], QuantModel], vectors: Trajectory, run: Run) -> None:
+def test_ranges_do_not_depend_on_ranges_set_before(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
+) -> None:
     model = ranged(joining(), vectors, run)
     first = model.layer("layer").site_affine("input")
     model.layer("layer").set_site_affine("input", Affine(first.scale * 100, first.zero_point))
@@ -77,7 +79,9 @@ def test_activations_that_are_no_numbers_name_their_site(
     assert not any(owner.taps for _, owner, _ in model.activation_sites())
 
 
-def test_a_site_that_is_never_reached_is_named(joining: Callable[[], QuantModel], vectors: Trajectory, run: Run) -> None:
+def test_a_site_that_is_never_reached_is_named(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
+) -> None:
     model = joining()
     Nearest().apply(model, vectors, run)
     model.module.forward = lambda sample: sample  # type: ignore[method-assign]
@@ -111,11 +115,15 @@ def test_steps_are_positive_whatever_the_optimizer_does(theta: float) -> None:
     assert 0 < float(step.affine().scale.detach()) < float("inf")
 
 
-@pytest.mark.parametrize("method", [
-    LearnedSteps(iterations=12, batch=8, lr=0.01, walk_batch=8),
-    LearnedSteps(iterations=4, batch=4, lr=3.0, walk_batch=8),
-    LearnedSteps(iterations=4, batch=4, lr=0.05, walk_batch=8, inputs="quantized"),
-], ids=["good", "harmful", "quantized inputs"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        LearnedSteps(iterations=12, batch=8, lr=0.01, walk_batch=8),
+        LearnedSteps(iterations=4, batch=4, lr=3.0, walk_batch=8),
+        LearnedSteps(iterations=4, batch=4, lr=0.05, walk_batch=8, inputs="quantized"),
+    ],
+    ids=["good", "harmful", "quantized inputs"],
+)
 def test_the_error_never_rises_and_steps_stay_positive(
     unet_model: Callable[..., QuantModel], noise: Trajectory, run: Run, method: LearnedSteps
 ) -> None:
@@ -146,7 +154,9 @@ def test_a_16_bit_softmax_is_not_learned(unet_model: Callable[..., QuantModel], 
     assert all(torch.equal(v, before[n]) for n, v in model.module.state_dict().items())
 
 
-def test_weight_only_models_have_nothing_to_learn(joining: Callable[[], QuantModel], vectors: Trajectory, run: Run) -> None:
+def test_weight_only_models_have_nothing_to_learn(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
+) -> None:
     model = joining()
     model.layer("layer").site_specs = {}
     for method in (RANGES, LearnedSteps(iterations=1)):

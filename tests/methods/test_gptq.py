@@ -108,10 +108,14 @@ def test_on_a_model_every_layer_is_no_worse_by_its_own_measure(
     assert set(report) == set(before)
     total = [sum(facts[key] for facts in report.values()) for key in ("error_nearest", "error")]
     assert total[1] < 0.7 * total[0]
-    assert all(not torch.equal(model.layer(path).codes(), codes) for path, codes in before.items() if codes.numel() > 200)
+    assert all(
+        not torch.equal(model.layer(path).codes(), codes) for path, codes in before.items() if codes.numel() > 200
+    )
 
 
-def test_split_layers_keep_the_scales_of_their_parts(joining: Callable[[], QuantModel], vectors: Trajectory, run: Run) -> None:
+def test_split_layers_keep_the_scales_of_their_parts(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
+) -> None:
     model = joining()
     model.split("layer", (8, 4))
     Nearest().apply(model, vectors, run)

@@ -41,7 +41,7 @@ def test_steps_and_names_have_their_own(tmp_path: Path) -> None:
     for step in ("a", "a/b", "b"):
         for name in ("unit.0", "unit.1", "a-unit"):
             run = Run(work=tmp_path, step=step)
-            values[step, name] = run.memo(name, lambda n=len(values): {"v": torch.tensor(n)})
+            values[step, name] = run.memo(name, lambda: {"v": torch.tensor(len(values))})
     for (step, name), value in values.items():
         assert identical(Run(work=tmp_path, step=step).memo(name, refuse), value)
     assert len({int(value["v"]) for value in values.values()}) == 9

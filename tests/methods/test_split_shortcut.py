@@ -70,7 +70,9 @@ def test_selection(
     assert facts["ranges"] == [[-1, 1], [-wide, wide]]
 
 
-def test_a_split_holds_for_weights_and_activations(joining: Callable[[], QuantModel], vectors: Trajectory, run: Run) -> None:
+def test_a_split_holds_for_weights_and_activations(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
+) -> None:
     model = joining()
     SplitShortcut(select="all").apply(model, vectors, run)
     Nearest().apply(model, vectors, run)
@@ -105,7 +107,9 @@ def test_only_roles_of_shortcuts_are_split(joining: Callable[[], QuantModel], ve
     assert model.plan.quantized()["layer"].segments == ()
 
 
-def test_a_model_without_concatenations_is_left_alone(joining: Callable[[], QuantModel], vectors: Trajectory, run: Run, tmp_path) -> None:
+def test_a_model_without_concatenations_is_left_alone(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run, tmp_path
+) -> None:
     model = joining()
     model.concatenated = {}
     assert SplitShortcut(select="all").apply(model, vectors, Run(work=tmp_path, step="split")).layers == {}

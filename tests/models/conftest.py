@@ -30,7 +30,13 @@ CROSS: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
-DIT: dict[str, Any] = {"sample_size": 4, "patch_size": 2, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
+DIT: dict[str, Any] = {
+    "sample_size": 4,
+    "patch_size": 2,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+}
 
 
 class OddDenoiser(nn.Module):
@@ -49,7 +55,10 @@ class OddDenoiser(nn.Module):
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         first = self.enter(sample)
         deep = self.pointwise(self.strided(self.grouped(first.relu())).tanh())
-        deep = nn.functional.interpolate(deep, scale_factor=2) + self.embed(timestep.float()[:, None] / 1000)[..., None, None]
+        deep = (
+            nn.functional.interpolate(deep, scale_factor=2)
+            + self.embed(timestep.float()[:, None] / 1000)[..., None, None]
+        )
         return self.leave(self.mix(torch.cat([deep, first], dim=1)).tanh())
 
 
@@ -94,7 +103,12 @@ TINY: dict[str, Callable[[], nn.Module]] = {
         **DIT, in_channels=3, out_channels=6, cross_attention_dim=16, caption_channels=12
     ),
     "SD3Transformer2DModel": lambda: SD3Transformer2DModel(
-        **DIT, in_channels=3, out_channels=3, joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=10
+        **DIT,
+        in_channels=3,
+        out_channels=3,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
     ),
 }
 

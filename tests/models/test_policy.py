@@ -31,7 +31,12 @@ def test_one_rule_for_all(unet: UNet2DModel) -> None:
 
 
 def test_the_last_match_wins_for_each_field(unet: UNet2DModel) -> None:
-    rules = (Rule("*", weight=W4, input=A8), Rule("resnet.*", input=A6), Rule("resnet.conv1", weight=W8), Rule("conv_*", weight=W8))
+    rules = (
+        Rule("*", weight=W4, input=A8),
+        Rule("resnet.*", input=A6),
+        Rule("resnet.conv1", weight=W8),
+        Rule("conv_*", weight=W8),
+    )
     made = plan(unet, *rules).quantized()
     assert made["conv_in"] == Scheme(W8, A8)
     assert made["mid_block.resnets.0.conv1"] == Scheme(W8, A6)
@@ -55,7 +60,11 @@ def test_keep_and_taking_it_back(unet: UNet2DModel) -> None:
 
 
 def test_float_inputs(unet: UNet2DModel) -> None:
-    rules = [Rule("*", weight=W4, input=A8), Rule("resnet.*", float_input=True), Rule("resnet.conv2", float_input=False)]
+    rules = [
+        Rule("*", weight=W4, input=A8),
+        Rule("resnet.*", float_input=True),
+        Rule("resnet.conv2", float_input=False),
+    ]
     made = plan(unet, *rules).quantized()
     assert made["mid_block.resnets.0.conv1"] == Scheme(W4)
     assert made["mid_block.resnets.0.conv2"] == Scheme(W4, A8)
@@ -109,7 +118,9 @@ def test_opening_changes_no_output(unet: UNet2DModel) -> None:
     assert type(unet.conv_in) is nn.Conv2d
     assert isinstance(unet.conv_out, QuantizedLayer)
     assert set(model.originals) == set(model.plan.quantized())
-    assert model.layers_in("mid_block.resnets.0") == [f"mid_block.resnets.0.{n}" for n in ("conv1", "time_emb_proj", "conv2")]
+    assert model.layers_in("mid_block.resnets.0") == [
+        f"mid_block.resnets.0.{n}" for n in ("conv1", "time_emb_proj", "conv2")
+    ]
     assert model.layers_in("conv_out") == ["conv_out"]
     assert {p.split(".")[0] for p in model.layers_in("mid_block")} == {"mid_block"}
 

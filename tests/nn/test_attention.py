@@ -19,7 +19,12 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...] | None,
     "self with a mask": ({}, (2, 5, 16), None, (2, 1, 5)),
     "cross": ({"cross_attention_dim": 12}, (2, 5, 16), (2, 7, 12), None),
     "cross with a mask": ({"cross_attention_dim": 12}, (2, 5, 16), (2, 7, 12), (2, 1, 7)),
-    "cross with a norm": ({"cross_attention_dim": 12, "cross_attention_norm": "layer_norm"}, (2, 5, 16), (2, 7, 12), None),
+    "cross with a norm": (
+        {"cross_attention_dim": 12, "cross_attention_norm": "layer_norm"},
+        (2, 5, 16),
+        (2, 7, 12),
+        None,
+    ),
     "image": ({"norm_num_groups": 4, "residual_connection": True, "bias": True}, (2, 16, 3, 4), None, None),
     "rescaled": ({"rescale_output_factor": 2.0, "residual_connection": True}, (2, 5, 16), None, None),
     "normed q and k": ({"qk_norm": "layer_norm"}, (2, 5, 16), None, None),
@@ -30,7 +35,9 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...] | None,
 def make(kind: str, processor: Callable[[], Any]) -> tuple[Attention, tuple[torch.Tensor, ...], dict[str, Any]]:
     """Return an attention layer and what to call it with."""
     settings, shape, context, mask = LAYERS[kind]
-    attention = Attention(query_dim=16, heads=2, dim_head=8, processor=processor(), **settings).eval().requires_grad_(False)
+    attention = (
+        Attention(query_dim=16, heads=2, dim_head=8, processor=processor(), **settings).eval().requires_grad_(False)
+    )
     called: dict[str, Any] = {}
     if context is not None:
         called["encoder_hidden_states"] = torch.randn(context)
@@ -94,14 +101,17 @@ def test_a_quantized_operand_is_quantized(site: str) -> None:
     args = (0.5 * args[0],)  # inside the range of the scale below
     wanted = attention(*args, **kwargs)
     operands = install_operands(attention, {site: SPECS[site]})
-    operands.set_site_affine(site, Affine(torch.tensor([1 / 32]), torch.zeros(1) if site == "probs" else torch.tensor([128.0])))
+    operands.set_site_affine(
+        site, Affine(torch.tensor([1 / 32]), torch.zeros(1) if site == "probs" else torch.tensor([128.0]))
+    )
     assert operands.active
     found = attention(*args, **kwargs)
     assert not torch.equal(found, wanted)
     assert sqnr(wanted, found) > 15
     rounded: dict[str, torch.Tensor] = {}
     operands.taps = {
-        name: (lambda x, name=name: rounded.setdefault(name, (x * 32).round() / 32 if name == site else x)) for name in OPERANDS
+        name: (lambda x, name=name: rounded.setdefault(name, (x * 32).round() / 32 if name == site else x))
+        for name in OPERANDS
     }
     operands.site_specs = SPECS
     assert sqnr(found, attention(*args, **kwargs)) > 100
@@ -111,7 +121,9 @@ def test_masked_tokens_have_no_influence() -> None:
     attention, args, _ = make("cross", AttnProcessor2_0)
     operands = install_operands(attention, SPECS)
     for site, spec in SPECS.items():
-        operands.set_site_affine(site, spec.affine(torch.tensor([-2.0]), torch.tensor([2.0 if site != "probs" else 1.0])))
+        operands.set_site_affine(
+            site, spec.affine(torch.tensor([-2.0]), torch.tensor([2.0 if site != "probs" else 1.0]))
+        )
     context = torch.randn(2, 7, 12)
     mask = torch.zeros(2, 1, 7)
     mask[..., 4:] = -10000.0

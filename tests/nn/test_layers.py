@@ -144,7 +144,9 @@ def test_a_split_with_equal_scales_is_no_split(kind: str) -> None:
     scheme = SCHEMES["w4a8"]
     codes, affine = hold(whole, scheme)
     site = whole.site_affine("input")
-    halves.hold(codes, Affine(affine.scale.repeat(2, 1), affine.zero_point.repeat(2, 1)), Scheme(W4, scheme.input, (2, 4)))
+    halves.hold(
+        codes, Affine(affine.scale.repeat(2, 1), affine.zero_point.repeat(2, 1)), Scheme(W4, scheme.input, (2, 4))
+    )
     halves.set_site_affine("input", Affine(site.scale.repeat(2), site.zero_point.repeat(2)))
     for one in (whole, halves):
         set_engine(one, "simulate")

@@ -63,8 +63,10 @@ def test_groups_do_not_know_each_other(name: str, data: list[torch.Tensor], spec
         alone = range_estimator(name).fit([b[row : row + 1] for b in data], spec)
         # Sums of one row and of many may be rounded differently, which can only turn a tie of the search.
         if name == "shrink":
-            errors = [error(torch.cat(data, 1)[row : row + 1], low, high, spec, 2.4) for low, high in (
-                alone, (together[0][row : row + 1], together[1][row : row + 1]))]
+            errors = [
+                error(torch.cat(data, 1)[row : row + 1], low, high, spec, 2.4)
+                for low, high in (alone, (together[0][row : row + 1], together[1][row : row + 1]))
+            ]
             assert float(errors[0]) == pytest.approx(float(errors[1]), rel=1e-4, abs=1e-12)
         else:
             assert torch.equal(torch.cat(alone), torch.stack([together[0][row], together[1][row]]))
@@ -111,7 +113,9 @@ def test_thinning_keeps_the_range() -> None:
 
 def test_the_moving_average_of_equal_batches_is_min_max() -> None:
     data = [torch.randn(3, 40)] * 50
-    for mine, plain in zip(*(range_estimator(n).fit(data, SPECS[0]) for n in ("moving_average", "min_max")), strict=True):
+    for mine, plain in zip(
+        *(range_estimator(n).fit(data, SPECS[0]) for n in ("moving_average", "min_max")), strict=True
+    ):
         assert torch.allclose(mine, plain, rtol=1e-5, atol=0)
 
 

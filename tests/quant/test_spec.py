@@ -71,7 +71,13 @@ def test_zero_is_on_every_grid(spec: QuantSpec, low: float, high: float) -> None
 
 @pytest.mark.parametrize(
     ("format", "zero", "zero_point"),
-    [("uint8", "symmetric", 128), ("int8", "symmetric", 0), ("uint4", "symmetric", 8), ("uint8", "none", 0), ("int8", "none", 0)],
+    [
+        ("uint8", "symmetric", 128),
+        ("int8", "symmetric", 0),
+        ("uint4", "symmetric", 8),
+        ("uint8", "none", 0),
+        ("int8", "none", 0),
+    ],
 )
 def test_fixed_zero_points(format: str, zero: str, zero_point: float) -> None:
     spec = QuantSpec(format, zero=zero)  # type: ignore[arg-type]

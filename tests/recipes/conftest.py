@@ -18,7 +18,7 @@ def make_pipe() -> Callable[[], DDIMPipeline]:
                 sample_size=8,
                 in_channels=1,
                 out_channels=1,
-                block_out_channels=(16, 32),
+                block_out_channels=(8, 16),
                 norm_num_groups=4,
                 layers_per_block=1,
                 attention_head_dim=8,
@@ -41,7 +41,11 @@ def shrunk() -> Callable[..., list[str]]:
         for name, step in recipe.steps.items():
             room, method = step["method"].split("/")
             if room == "reconstruct":
-                changes += [f"steps.{name}.iterations={iterations}", f"steps.{name}.batch=4", f"steps.{name}.walk_batch=8"]
+                changes += [
+                    f"steps.{name}.iterations={iterations}",
+                    f"steps.{name}.batch=4",
+                    f"steps.{name}.walk_batch=8",
+                ]
             if method == "gptq":
                 changes += [f"steps.{name}.walk_batch=8"]
             if method == "static":

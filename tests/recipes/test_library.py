@@ -17,7 +17,16 @@ from halftone.nn.sites import sites
 from halftone.recipes import BUDGETS, Recipe, load, names, run_recipe
 from halftone.recipes.recipe import methods_by_room
 
-PROMISED = {"rtn-w8a8", "rtn-w4a8", "rtn-w4a32", "q-diffusion-w8a8", "q-diffusion-w4a8", "q-diffusion-w4a32", "gptq-w4a32", "gptq-w4a8"}
+PROMISED = {
+    "rtn-w8a8",
+    "rtn-w4a8",
+    "rtn-w4a32",
+    "q-diffusion-w8a8",
+    "q-diffusion-w4a8",
+    "q-diffusion-w4a32",
+    "gptq-w4a32",
+    "gptq-w4a8",
+}
 
 
 def test_the_promised_recipes_are_there() -> None:
@@ -104,7 +113,13 @@ def test_an_ablation_leaves_one_thing_out() -> None:
 def test_the_paper_budget_has_the_published_numbers() -> None:
     steps = load("q-diffusion-w4a8", "paper").methods()
     weights, activations = steps["reconstruct"], steps["learn_steps"]
-    assert (weights.iterations, weights.batch, weights.lr, weights.warm_up, weights.beta) == (20000, 32, 1e-3, 0.2, (20.0, 2.0))  # type: ignore[attr-defined]
+    assert (weights.iterations, weights.batch, weights.lr, weights.warm_up, weights.beta) == (
+        20000,
+        32,
+        1e-3,
+        0.2,
+        (20.0, 2.0),
+    )  # type: ignore[attr-defined]
     assert (activations.iterations, activations.batch, activations.lr, activations.power) == (5000, 32, 4e-4, 2.4)  # type: ignore[attr-defined]
     assert load("q-diffusion-w4a8").calibration.samples == 5120
 

@@ -92,16 +92,28 @@ WEIGHT_ONLY = [{"roles": "*", "weight": {"format": "uint4", "granularity": "chan
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"steps": {"gptq": {"method": "rounding/gptq"}, "ranges": {"method": "ranges/static"}}}, "nearest before rounding/gptq"),
+        (
+            {"steps": {"gptq": {"method": "rounding/gptq"}, "ranges": {"method": "ranges/static"}}},
+            "nearest before rounding/gptq",
+        ),
         (
             {"steps": {"rec": {"method": "reconstruct/ada_round"}, "w": STEP, "ranges": {"method": "ranges/static"}}},
             "nearest before reconstruct/ada_round",
         ),
         (
-            {"steps": {"w": STEP, "learn": {"method": "reconstruct/learned_steps"}, "ranges": {"method": "ranges/static"}}},
+            {
+                "steps": {
+                    "w": STEP,
+                    "learn": {"method": "reconstruct/learned_steps"},
+                    "ranges": {"method": "ranges/static"},
+                }
+            },
             "ranges/ step before",
         ),
-        ({"steps": {"w": STEP, "split": {"method": "transforms/split_shortcut"}, "r": {"method": "ranges/static"}}}, "before rounding"),
+        (
+            {"steps": {"w": STEP, "split": {"method": "transforms/split_shortcut"}, "r": {"method": "ranges/static"}}},
+            "before rounding",
+        ),
         ({"policy": WEIGHT_ONLY}, "weight-only policy"),
         ({"steps": {"w": STEP}}, "policy quantizes inputs"),
     ],
@@ -130,7 +142,9 @@ def _file(write: Callable[..., str], name: str, **data: Any) -> str:
 def test_a_budget_of_the_extended_recipe_loses_what_was_dropped(write: Callable[..., str]) -> None:
     path = _file(write, "child", extends="q-diffusion-w4a8", drop=["learn_steps"])
     recipe = load(path, "demo")
-    assert recipe.steps["reconstruct"]["iterations"] == load("q-diffusion-w4a8", "demo").steps["reconstruct"]["iterations"]
+    assert (
+        recipe.steps["reconstruct"]["iterations"] == load("q-diffusion-w4a8", "demo").steps["reconstruct"]["iterations"]
+    )
     assert "learn_steps" not in recipe.steps
 
 
@@ -178,7 +192,13 @@ def test_a_circle(write: Callable[..., str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("- a\n- b", "a mapping"), ("a: [", "valid YAML"), ("", "a mapping"), ("!!python/object:os.system {}", "valid YAML")]
+    ("text", "words"),
+    [
+        ("- a\n- b", "a mapping"),
+        ("a: [", "valid YAML"),
+        ("", "a mapping"),
+        ("!!python/object:os.system {}", "valid YAML"),
+    ],
 )
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "bad.yaml"
@@ -193,7 +213,9 @@ def test_a_missing_file() -> None:
 
 
 def test_overrides_come_last() -> None:
-    recipe = load("q-diffusion-w4a8", "demo", ["steps.reconstruct.iterations=7", "steps.weights.range={name: shrink, power: 2}"])
+    recipe = load(
+        "q-diffusion-w4a8", "demo", ["steps.reconstruct.iterations=7", "steps.weights.range={name: shrink, power: 2}"]
+    )
     assert recipe.steps["reconstruct"]["iterations"] == 7
     assert recipe.steps["weights"]["range"] == {"name": "shrink", "power": 2}
 

@@ -31,7 +31,9 @@ class QuantSpec:
         if not self.number_format.low <= 0 <= self.number_format.high:
             raise ConfigError(f"format '{self.format}'", "a grid that holds zero")
         if self.number_format.high - self._fixed_zero_point() <= 0:
-            raise ConfigError(f"format '{self.format}'", f"a grid with a level above zero, for the zero mode {self.zero}")
+            raise ConfigError(
+                f"format '{self.format}'", f"a grid with a level above zero, for the zero mode {self.zero}"
+            )
 
     @property
     def number_format(self) -> AbstractFormat:

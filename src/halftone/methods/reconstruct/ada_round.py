@@ -79,14 +79,15 @@ class AdaRound(AbstractMethod):
         warm_up: share of the iterations without the regulariser.
         beta: its exponent at the start and at the end, linear in between.
         inputs: ``quantized`` feeds a unit what the model quantized so far puts out (Q-Diffusion), ``float`` the float model's.
-        start: ``float`` is AdaRound's own start; ``codes`` goes on from the decisions of the step before, such as GPTQ's, and needs a
-            small part of the iterations.
+        start: ``float`` is AdaRound's own start; ``codes`` goes on from the decisions of the step before, such as GPTQ's, and
+            needs a small part of the iterations.
         walk_batch: samples a forward while walking.
 
     Needs a step that has rounded the weights before (its scales are kept). Scales and zero points are not learned.
 
     Deviations from the official code (research/qdiffusion 1.3, 4): units come in execution order; *all* rounding variables are
-    regularised, also those of the second half of a split layer; the error is the mean square divided by that of the rounding before,
+    regularised, also those of the second half of a split layer; the error is the mean square divided by that of the rounding
+    before,
     and the regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor on the
     size of activations; a unit whose error did not fall keeps the rounding it had.
     """

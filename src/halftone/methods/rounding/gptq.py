@@ -139,8 +139,7 @@ def round_columns(
         stop = min(start + block, n)
         errors = torch.empty(len(w), stop - start)
         for i in range(start, stop):
-            level = grid.round((w[:, i] * scale[:, i].reciprocal()).round() + zero_point[:, i])
-            rounded[:, i] = (level - zero_point[:, i]) * scale[:, i]
+            rounded[:, i] = fake_quantize(w[:, i], Affine(scale[:, i], zero_point[:, i]), grid)
             error = (w[:, i] - rounded[:, i]) / upper[i, i]
             w[:, i:stop] -= error.unsqueeze(1) * upper[i, i:stop]
             errors[:, i - start] = error
