@@ -2,7 +2,7 @@
 
 For every reconstruction unit, in execution order, :class:`Walk` yields the inputs the unit sees in the float model and in the model
 quantized so far, and the float outputs. The method changes the unit; the walk then moves on with what the changed unit puts out.
-Nothing is computed twice: the prefix of the network is never run again (compare research/qdiffusion 1.3, "Caching").
+Nothing is computed twice: the prefix of the network is never run again, as Q-Diffusion's code does for every unit.
 """
 
 from collections.abc import Iterator

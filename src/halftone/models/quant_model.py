@@ -24,7 +24,7 @@ class QuantModel:
 
     Attributes:
         module: the denoiser; its planned layers are :class:`QuantizedLayer`, float at first.
-        originals: the float weight of every planned layer, by path.
+        originals, biases: the float weight and bias of every planned layer, by path.
         concatenated: channels of the parts, for layers fed by a concatenation.
     """
 
@@ -32,6 +32,7 @@ class QuantModel:
     architecture: Architecture
     plan: Plan
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
+    biases: dict[str, nn.Parameter | None] = field(default_factory=dict)
     concatenated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -53,6 +54,7 @@ class QuantModel:
             install_operands(module.get_submodule(path), specs)
         model = cls(module.eval().requires_grad_(False), architecture, plan)
         model.originals = {path: model.layer(path).weight.data for path in paths}
+        model.biases = {path: model.layer(path).bias for path in paths}
         return model
 
     def layer(self, path: str) -> QuantizedLayer:
@@ -83,7 +85,8 @@ class QuantModel:
         for path, child in root.named_modules():
             if isinstance(child, QuantizedLayer) and child.scheme is not None:
                 full = ".".join(part for part in (unit, path) if part)
-                saved.append((child, child.weight_trial, child.taps))
+                saved.append((child, (child.weight_trial, child.bias), child.taps))
+                child.bias = self.biases[full]
                 weight = self.originals[full]
                 child.weight_trial, child.taps = (lambda w=weight: w), {"input": lambda x: x}
             elif isinstance(child, AttentionOperands):
@@ -95,7 +98,7 @@ class QuantModel:
             for child, trial, taps in saved:
                 child.taps = taps
                 if isinstance(child, QuantizedLayer):
-                    child.weight_trial = trial
+                    child.weight_trial, child.bias = trial
 
     def close(self) -> nn.Module:
         """Check that every planned layer holds codes and every planned site a scale, and let go of the float weights.
@@ -111,5 +114,6 @@ class QuantModel:
                 fix = "The recipe has no step that sets activation ranges."
                 raise CalibrationError(f"{path}.{site}", "a scale", "none", fix)
         self.originals.clear()
+        self.biases.clear()
         set_engine(self.module, "auto")
         return self.module

@@ -48,7 +48,7 @@ class AttentionOperands(SiteOwner):
 class QuantizedAttention:
     """Attention processor for diffusers' ``Attention``; same arithmetic as its default one, plus the four sites.
 
-    q and k are quantized after the head split and before the scaling by ``d ** -0.5`` (research/qdiffusion 1.6).
+    q and k are quantized after the head split and before the scaling by ``d ** -0.5`` (as Q-Diffusion's code does).
     """
 
     def __init__(self, plain: Any) -> None:

@@ -96,15 +96,16 @@ def _check_order(recipe: Recipe, methods: list[str]) -> None:
     """Refuse recipes that contradict themselves before any work is done."""
     rounds = [i for i, m in enumerate(methods) if m == "rounding/nearest"]
     ranges = [i for i, m in enumerate(methods) if m.startswith("ranges/")]
+    wants_input = any((rule.input or rule.operands) and not rule.float_input for rule in recipe.policy)
     where = f"recipe {recipe.name}: steps"
     for i, method in enumerate(methods):
         if method in ("rounding/gptq", "reconstruct/ada_round") and not any(j < i for j in rounds):
             raise ConfigError(where, "rounding/nearest before " + method, "none", "It gives the scales that are kept.")
-        if method == "reconstruct/learned_steps" and not any(j < i for j in ranges):
+        learns = method == "reconstruct/learned_steps"
+        if learns and wants_input and not any(j < i for j in ranges):
             raise ConfigError(where, "a ranges/ step before " + method, "none", "It gives the steps to start from.")
         if method == "transforms/split_shortcut" and any(j < i for j in rounds):
             raise ConfigError(where, "transforms before rounding", "split_shortcut after it")
-    wants_input = any((rule.input or rule.operands) and not rule.float_input for rule in recipe.policy)
     floats = any(rule.float_input and rule.roles == "*" for rule in recipe.policy)
     if ranges and not wants_input:
         raise ConfigError(where, "a policy with an input spec", "activation ranges for a weight-only policy")

@@ -1,4 +1,4 @@
-"""PTQ4DM's selection: timesteps drawn from a normal distribution that leans to the clean side (research/qdiffusion 5.1)."""
+"""PTQ4DM's selection: timesteps drawn from a normal distribution that leans to the clean side (arXiv:2211.15736)."""
 
 from dataclasses import dataclass
 

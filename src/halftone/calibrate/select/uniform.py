@@ -1,4 +1,4 @@
-"""Q-Diffusion's sampling: every c-th step, the same trajectories at each (Algorithm 1; research/qdiffusion 1.1)."""
+"""Q-Diffusion's sampling: every c-th step, the same trajectories at each (arXiv:2302.04304, Algorithm 1)."""
 
 from dataclasses import dataclass
 

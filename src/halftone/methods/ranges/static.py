@@ -24,11 +24,11 @@ class Static(AbstractMethod):
     Attributes:
         range: a range estimator by name, or a mapping with its ``name`` and fields.
         samples: calibration samples to look at, drawn in random order (in step order a moving average would forget the noisy
-            steps, research/qdiffusion 1.5).
+            steps).
         at_most: values kept per site, segment and batch for the search; extremes are always among them.
     """
 
-    paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304; research/qdiffusion 1.5"
+    paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304"
     range: str | dict[str, Any] = "shrink"
     samples: int = 256
     batch: int = 16

@@ -85,16 +85,13 @@ class AdaRound(AbstractMethod):
 
     Needs a step that has rounded the weights before (its scales are kept). Scales and zero points are not learned.
 
-    Deviations from the official code (research/qdiffusion 1.3, 4): units come in execution order; *all* rounding variables are
+    Deviations from the official code: units come in execution order; *all* rounding variables are
     regularised, also those of the second half of a split layer; the error is the mean square divided by that of the rounding
-    before,
-    and the regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor on the
+    before, and the regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor on the
     size of activations; a unit whose error did not fall keeps the rounding it had.
     """
 
-    paper: ClassVar[str] = (
-        "AdaRound arXiv:2004.10568; BRECQ arXiv:2102.05426; Q-Diffusion arXiv:2302.04304, section 4.2"
-    )
+    paper: ClassVar[str] = "AdaRound arXiv:2004.10568; BRECQ arXiv:2102.05426; Q-Diffusion arXiv:2302.04304"
     iterations: int = 20000
     batch: int = 32
     lr: float = 1e-3

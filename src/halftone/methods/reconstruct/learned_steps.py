@@ -1,4 +1,4 @@
-"""Learn the step sizes of a unit's activation quantizers, with its weights as they are."""
+"""Learn the step sizes of a unit's quantizers, with its codes as they are."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from torch import nn
 from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk, first_tensor
 from halftone.formats import AbstractFormat, Affine
-from halftone.formats.segments import along_input
+from halftone.formats.segments import along_input, along_weight
 from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.models.quant_model import QuantModel
+from halftone.nn import QuantizedLayer
 from halftone.nn.sites import SiteOwner
 
 
@@ -37,6 +38,73 @@ class LearnedStep(nn.Module):
         return (level.clamp(self.grid.low, self.grid.high) - affine.zero_point) * affine.scale
 
 
+class LearnedWeight(nn.Module):
+    """A layer's weight with fixed codes and steps ``start * exp(theta)`` per channel, and its bias."""
+
+    def __init__(self, layer: QuantizedLayer) -> None:
+        super().__init__()
+        assert layer.scheme is not None
+        affine, codes = layer.weight_affine(), layer.codes()
+        broadcast = along_weight(affine, layer.segments, codes.ndim)
+        self.levels = layer.scheme.weight.number_format.decode(codes) - broadcast.zero_point
+        self.start, self.segments = affine, layer.segments
+        self.theta = nn.Parameter(torch.zeros_like(affine.scale))
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+
+    def affine(self) -> Affine:
+        return Affine(self.start.scale * self.theta.exp(), self.start.zero_point)
+
+    def weight(self) -> torch.Tensor:
+        return self.levels * along_weight(self.affine(), self.segments, self.levels.ndim).scale
+
+
+@dataclass
+class _Learner:
+    """What is learned in one unit: quantizers of its sites, and (where wanted) its layers' weight steps and biases."""
+
+    sites: dict[str, tuple[SiteOwner, str]]
+    layers: dict[str, QuantizedLayer]
+    steps: dict[str, LearnedStep]
+    weights: dict[str, LearnedWeight]
+
+    @classmethod
+    def of(cls, sites: dict[str, tuple[SiteOwner, str]], layers: dict[str, QuantizedLayer]) -> "_Learner":
+        steps = {}
+        for name, (owner, site) in sites.items():
+            start = owner.site_affine(site)
+            assert start is not None, f"{name} needs a range first"
+            segments = owner.site_segments.get(site) or (0,)
+            axis = getattr(owner, "channel_axis", 1)
+            steps[name] = LearnedStep(start, owner.site_specs[site].number_format, segments, axis)
+        return cls(sites, layers, steps, {path: LearnedWeight(layer) for path, layer in layers.items()})
+
+    def install(self) -> None:
+        for name, (owner, site) in self.sites.items():
+            owner.taps[site] = self.steps[name]
+        for path, layer in self.layers.items():
+            layer.weight_trial = self.weights[path].weight
+            layer.bias = self.weights[path].bias
+
+    def remove(self, biases: dict[str, nn.Parameter | None]) -> None:
+        for owner, site in self.sites.values():
+            owner.taps.pop(site, None)
+        for path, layer in self.layers.items():
+            layer.weight_trial = None
+            layer.bias = biases[path]
+
+    def parameters(self) -> list[nn.Parameter]:
+        learned = [*self.steps.values(), *self.weights.values()]
+        return [parameter for module in learned for parameter in module.parameters()]
+
+    def result(self) -> dict[str, torch.Tensor]:
+        found = {f"site.{name}": step.affine().scale for name, step in self.steps.items()}
+        for path, weight in self.weights.items():
+            found[f"weight.{path}"] = weight.affine().scale
+            if weight.bias is not None:
+                found[f"bias.{path}"] = weight.bias
+        return {name: value.detach().clone() for name, value in found.items()}
+
+
 @dataclass(frozen=True)
 class LearnedSteps(AbstractMethod):
     """LSQ-like learning of all activation steps of a unit together, against the float unit's output.
@@ -45,11 +113,12 @@ class LearnedSteps(AbstractMethod):
         iterations, batch, lr: of Adam on log(step); cosine decay to zero.
         power: exponent p of the L_p loss.
         inputs: ``float`` (as published) or ``quantized`` inputs; the targets are the float model's.
+        weights: also learn the weights' steps (as LSQ does) and the biases; the codes stay.
         skip_bits: sites of at least this many bits are not learned (a 16-bit softmax needs none).
 
-    Deviations from the official code (research/qdiffusion 1.5): the logarithm of the step is learned, so that it stays positive
-    and the learning rate is relative to it; the loss is normalised by its value at the start; a unit
-    that got worse keeps its start.
+    Deviations from the official code: the logarithm of the step is learned, so that it stays positive and the learning rate is
+    relative to it; the loss is normalised by its value at the start; a unit that got worse keeps its start. Learning weight
+    steps and biases with fixed codes is not in Q-Diffusion; ``weights: false`` leaves it out.
     """
 
     paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304; LSQ arXiv:1902.08153"
@@ -58,30 +127,29 @@ class LearnedSteps(AbstractMethod):
     lr: float = 4e-4
     power: float = 2.4
     inputs: Literal["quantized", "float"] = "float"
+    weights: bool = False
     skip_bits: int = 16
     walk_batch: int = 32
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
-        if not any(True for _ in model.activation_sites()):
+        if not self.weights and not any(True for _ in model.activation_sites()):
             return StepReport(notes=["no activation site is planned: weights only"])
         stream = QUANTIZED if self.inputs == "quantized" else FLOAT
         walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
-        layers: dict[str, dict] = {}
-        with run.progress.task("learning activation steps", len(walk), "blocks") as task:
+        facts: dict[str, dict] = {}
+        with run.progress.task("learning steps", len(walk), "blocks") as task:
             for unit in walk:
                 sites = self._sites(model, unit)
-                if not sites:
+                layers = {path: model.layer(path) for path in unit.layers} if self.weights else {}
+                if not sites and not layers:
                     task.advance()
                     continue
-                found = run.memo(unit.path, partial(self._learn, unit, stream, sites, run))
-                for name, (owner, site) in sites.items():
-                    start = owner.site_affine(site)
-                    assert start is not None
-                    owner.set_site_affine(site, Affine(found[name], start.zero_point))
+                found = run.memo(unit.path, partial(self._learn, unit, stream, sites, layers, run))
+                _write(sites, layers, found)
                 before, after = (float(v) for v in found["errors"])
-                layers[unit.path] = {"error_before": before, "error": after}
+                facts[unit.path] = {"error_before": before, "error": after}
                 task.advance(note=f"{unit.path}: {after / max(before, 1e-30):.2f}")
-        return StepReport(layers)
+        return StepReport(facts)
 
     def _sites(self, model: QuantModel, unit: Unit) -> dict[str, tuple[SiteOwner, str]]:
         return {
@@ -91,33 +159,30 @@ class LearnedSteps(AbstractMethod):
         }
 
     def _learn(
-        self, unit: Unit, stream: int, sites: dict[str, tuple[SiteOwner, str]], run: Run
+        self,
+        unit: Unit,
+        stream: int,
+        sites: dict[str, tuple[SiteOwner, str]],
+        layers: dict[str, QuantizedLayer],
+        run: Run,
     ) -> dict[str, torch.Tensor]:
-        steps = {}
-        for name, (owner, site) in sites.items():
-            start = owner.site_affine(site)
-            assert start is not None, f"{name} needs a range first"
-            segments = owner.site_segments.get(site) or (0,)
-            axis = getattr(owner, "channel_axis", 1)
-            steps[name] = LearnedStep(start, owner.site_specs[site].number_format, segments, axis)
-        scales = {name: step.start.scale for name, step in steps.items()}
+        learner = _Learner.of(sites, layers)
+        biases = {path: layer.bias for path, layer in layers.items()}
+        start = learner.result()
         before = self._error(unit, stream)
         if before == 0:
-            return {**scales, "errors": torch.tensor([0.0, 0.0])}
-        for name, (owner, site) in sites.items():
-            owner.taps[site] = steps[name]
+            return {**start, "errors": torch.tensor([0.0, 0.0])}
+        learner.install()
         try:
-            self._optimise(unit, stream, list(steps.values()), before, run)
+            self._optimise(unit, stream, learner.parameters(), before, run)
             after = self._error(unit, stream)
         finally:
-            for owner, site in sites.values():
-                owner.taps.pop(site, None)
-        if after < before:
-            scales = {name: step.affine().scale.detach() for name, step in steps.items()}
-        return {**scales, "errors": torch.tensor([before, min(after, before)])}
+            learner.remove(biases)
+        result = learner.result() if after < before else start
+        return {**result, "errors": torch.tensor([before, min(after, before)])}
 
-    def _optimise(self, unit: Unit, stream: int, steps: list[LearnedStep], scale: float, run: Run) -> None:
-        optimizer = torch.optim.Adam([step.theta for step in steps], lr=self.lr)
+    def _optimise(self, unit: Unit, stream: int, parameters: list[nn.Parameter], scale: float, run: Run) -> None:
+        optimizer = torch.optim.Adam(parameters, lr=self.lr)
         random = generator(run.seed, run.step, unit.path)
         with torch.enable_grad(), run.progress.task(unit.path, self.iterations, "iterations") as task:
             for i in range(self.iterations):
@@ -142,3 +207,18 @@ class LearnedSteps(AbstractMethod):
                 total += float(self._loss(first_tensor(unit.module(*args, **kwargs)), target)) * len(index)
                 count += len(index)
         return total / max(count, 1)
+
+
+def _write(
+    sites: dict[str, tuple[SiteOwner, str]], layers: dict[str, QuantizedLayer], found: dict[str, torch.Tensor]
+) -> None:
+    """Give the unit the steps (and biases) that were found."""
+    for name, (owner, site) in sites.items():
+        start = owner.site_affine(site)
+        assert start is not None
+        owner.set_site_affine(site, Affine(found[f"site.{name}"], start.zero_point))
+    for path, layer in layers.items():
+        layer.weight_scale = found[f"weight.{path}"]
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(found[f"bias.{path}"], requires_grad=False)
+        layer.refresh()

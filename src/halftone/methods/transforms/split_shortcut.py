@@ -30,7 +30,7 @@ class SplitShortcut(AbstractMethod):
     Deviation: the official code splits all shortcuts of a model, or none, by a switch.
     """
 
-    paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304, section 4.3"
+    paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304"
     roles: str = "*shortcut*"
     select: Literal["auto", "all", "none"] = "auto"
     threshold: float = 1.0

@@ -15,7 +15,7 @@ class Shrink(AbstractRange):
     """Q-Diffusion's ``mse`` initialisation, vectorised over groups.
 
     For i = 0 .. candidates-1 both ends are multiplied by ``1 - step * i`` and the mean of ``|x - x_hat| ** power`` is taken;
-    the best factor of each group wins. (LAPQ's exponent 2.4; research/qdiffusion 1.2.)
+    the best factor of each group wins. (LAPQ's exponent 2.4.)
 
     Attributes:
         at_most: values kept for the search; a deterministic stride thins out longer groups. The range itself is of all values.
