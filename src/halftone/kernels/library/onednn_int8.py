@@ -147,7 +147,7 @@ def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
     if operation.input_format is None or operands.input is None:
         return "the layer's input is float (weight-only)"
     for what, format in (("weight", operation.weight_format), ("input", operation.input_format)):
-        if not isinstance(format, Integer):
+        if not isinstance(format, Integer) or format.bits > 8:
             return f"{what} format {format.name} is not an integer of up to 8 bits"
     if operation.padding_mode != "zeros":
         return f"padding mode '{operation.padding_mode}'"
