@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffusers.utils import logging
-
 from benchmarks.q_diffusion.settings import CACHE, DOCS, MODEL, README, RESULTS, SECTIONS, Settings
 from halftone.foundation.errors import HalftoneError
 
@@ -66,8 +64,6 @@ def _settings(chosen: argparse.Namespace) -> Settings:
 def main(arguments: list[str] | None = None) -> int:
     """Return 0; 1 where a row failed, 2 for a wrong request, 130 when interrupted."""
     chosen = _parser().parse_args(arguments)
-    # Loading a pipeline from a folder takes no time worth a bar, and a study loads hundreds.
-    logging.disable_progress_bar()
     try:
         if chosen.command == "render":
             from benchmarks.q_diffusion.render import render

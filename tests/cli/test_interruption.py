@@ -74,7 +74,12 @@ def test_killed_at_a_random_moment_and_resumed(halftone: Halftone, model: Path, 
 
 
 def test_interrupted_in_the_middle_and_resumed_with_the_line_it_prints(
-    halftone: Halftone, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    halftone: Halftone,
+    model: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     from halftone.methods.ranges.static import Static
 
@@ -82,6 +87,9 @@ def test_interrupted_in_the_middle_and_resumed_with_the_line_it_prints(
         signal.raise_signal(signal.SIGINT)
 
     output = tmp_path / "an out"
+    # A test run started in the background by a shell inherits an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with monkeypatch.context() as patch:
         patch.setattr(Static, "apply", interrupt)
         stopped = halftone("quantize", model, *WORK, "-o", output)

@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 from halftone.evaluate.sample import sample, trajectories
-from halftone.foundation.errors import CalibrationError, ConfigError, MatchError
+from halftone.foundation.errors import CalibrationError, ConfigError
 from halftone.models.denoiser import denoiser
 
 Build = Callable[..., DDIMPipeline]
@@ -139,5 +139,5 @@ def test_wrong_input_is_named(pipe: DDIMPipeline) -> None:
         sample(pipe, 3, 2, 0, 1, each={"class_labels": [1]})
     with pytest.raises(ConfigError):
         sample(pipe, 0, 2, 0, 1)
-    with pytest.raises(MatchError):
+    with pytest.raises(ConfigError):
         denoiser(type("Nothing", (), {"components": {}})())

@@ -87,8 +87,8 @@ class AdaRound(AbstractMethod):
 
     Deviations from the official code: units come in execution order; *all* rounding variables are
     regularised, also those of the second half of a split layer; the error is the mean square divided by that of the rounding
-    before, and the regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor on the
-    size of activations; a unit whose error did not fall keeps the rounding it had.
+    before, and the regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor
+    on the size of activations; a unit whose error did not fall keeps the rounding it had.
     """
 
     paper: ClassVar[str] = "AdaRound arXiv:2004.10568; BRECQ arXiv:2102.05426; Q-Diffusion arXiv:2302.04304"
