@@ -159,8 +159,8 @@ steps:
 """
 
 POINTS = {
-    "halftone.kinds": {"powers_of_two": "foreign_package.powers_of_two:PowersOfTwo"},
-    "halftone.rounding": {"towards-zero": "foreign_package.towards_zero:TowardsZero"},
+    "halftone.formats.kinds": {"powers_of_two": "foreign_package.powers_of_two:PowersOfTwo"},
+    "halftone.methods.rounding": {"towards-zero": "foreign_package.towards_zero:TowardsZero"},
 }
 
 

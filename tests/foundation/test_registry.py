@@ -35,7 +35,7 @@ def plug(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
     """Pretend that another distribution offers these entry points."""
 
     def offered(group: str) -> list[EntryPoint]:
-        assert group == "halftone.rounding"
+        assert group == ROOM
         return [EntryPoint(name, value, group) for name, value in points.items()]
 
     monkeypatch.setattr(registry, "entry_points", offered)

@@ -129,14 +129,13 @@ class Walk:
             [fill((entry.args, entry.kwargs), batch[stream].__getitem__) for batch in environments]
             for stream in self.streams
         ]
-        with torch.no_grad(), self.model.in_float(path):
-            targets = [self._run(module, call) for call in calls[FLOAT]]
         kept = []
-        for batch, target in zip(environments, targets, strict=True):
-            values = {i: self.store.keep(value) for i, value in pairs(entry.out, target)}
-            batch[FLOAT].update(values)
-            kept.append(fill(entry.out, values.__getitem__))
-        del targets
+        with torch.no_grad(), self.model.in_float(path):
+            for batch, call in zip(environments, calls[FLOAT], strict=True):
+                # Kept one by one: only the store may hold a whole data set's outputs.
+                values = {i: self.store.keep(value) for i, value in pairs(entry.out, self._run(module, call))}
+                batch[FLOAT].update(values)
+                kept.append(fill(entry.out, values.__getitem__))
         last = calls[-1]
         layers = [layer for layer in self.model.layers_in(path) if layer not in visited]
         # A unit that is called again (DiT's first block lends its embedding to the head) was decided the first time.

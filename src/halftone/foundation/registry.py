@@ -1,8 +1,8 @@
 """The file name is the registry: ``rounding/adaround.py`` *is* ``adaround``.
 
 A name (``low-rank`` or ``low_rank``) stands for a module of a package, and the module holds one class of the same name
-in CamelCase (``LowRank``). Other distributions add names with entry points in the group
-``halftone.<last part of the package>``, whose value is ``module:Class``.
+in CamelCase (``LowRank``). Other distributions add names with entry points in the group that is
+called like the package (``halftone.methods.rounding``), whose value is ``module:Class``.
 """
 
 import importlib
@@ -69,7 +69,7 @@ def _modules(package: str) -> set[str]:
 
 
 def _plugins(package: str) -> list[EntryPoint]:
-    return list(entry_points(group=f"halftone.{package.rpartition('.')[2]}"))
+    return list(entry_points(group=package))
 
 
 def _class_of(module: ModuleType) -> type:

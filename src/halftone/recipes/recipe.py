@@ -1,6 +1,7 @@
 """A recipe: policy, calibration and steps, read strictly from YAML."""
 
 import copy
+import pkgutil
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from halftone import methods
 from halftone.foundation.build import assigned, build, override
 from halftone.foundation.errors import ConfigError, suggest
 from halftone.foundation.registry import find
@@ -17,6 +19,7 @@ from halftone.models.policy import Rule
 
 BUDGETS = ("demo", "fast", "paper")
 _LIBRARY = "halftone.recipes.library"
+ROOMS = tuple(sorted(room.name for room in pkgutil.iter_modules(methods.__path__) if room.ispkg))
 _INHERITANCE = ("extends", "drop", "set")
 
 
@@ -86,9 +89,8 @@ def _method(name: str, step: dict[str, Any]) -> AbstractMethod:
     if not isinstance(described, str) or described.count("/") != 1:
         raise ConfigError(f"{where}.method", "room/name, such as rounding/nearest", repr(described))
     room, method = described.split("/")
-    rooms = ("transforms", "rounding", "reconstruct", "ranges")
-    if room not in rooms:
-        raise ConfigError(f"{where}.method", "a room of methods", room, suggest(room, rooms))
+    if room not in ROOMS:
+        raise ConfigError(f"{where}.method", "a room of methods", room, suggest(room, ROOMS))
     return build(find(f"halftone.methods.{room}", method), step, where)
 
 
@@ -184,5 +186,4 @@ def _read(source: str) -> dict[str, Any]:
 
 def methods_by_room() -> dict[str, list[str]]:
     """Return every method's name by room, for help texts."""
-    rooms = ("transforms", "rounding", "reconstruct", "ranges")
-    return {room: registered(f"halftone.methods.{room}") for room in rooms}
+    return {room: registered(f"halftone.methods.{room}") for room in ROOMS}
