@@ -94,6 +94,8 @@ def test_installed_entry_points_are_read(room: Path, tmp_path: Path) -> None:
     info = tmp_path / "third_party-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[house_of_tests.rounding]\nextra = house_of_tests.rounding.adaround:Result\n")
+    (info / "entry_points.txt").write_text(
+        "[house_of_tests.rounding]\nextra = house_of_tests.rounding.adaround:Result\n"
+    )
     assert "extra" in registry.names(ROOM)
     assert registry.find(ROOM, "extra").__name__ == "Result"

@@ -204,6 +204,11 @@ def test_wrong_channel_count_is_an_error() -> None:
         (linear(weight="uint8", zero_point=7.5), "not an integer"),
         (conv(padding=(1, 1), padding_mode="reflect"), "padding mode 'reflect'"),
         (conv((2, 2), out=4, groups=2), "segments in a grouped"),
+        (conv((1,), stride=(1, 2)), "one input channel"),
+        (conv((3, 1), stride=(2, 2)), "one input channel"),
+        (conv((4,), out=4, groups=4, stride=(2, 1)), "one input channel"),
+        (conv((4,), stride=(2, 2)), None),
+        (linear(data="uint16"), "up to 8 bits"),
         (linear(size=300, weight="uint8", zero_point=128), None),
     ],
 )
