@@ -203,6 +203,8 @@ def _human(model: str, against: str | None, found: "Evaluation", results: list[d
         far, floor = found.distribution, found.distribution.floor
         bounds = f"floor {floor.mean:.2f} ({floor.samples} real images)"
         rows.append([far.name, f"{far.value:.2f}", bounds])
+        if found.float_distribution:
+            rows.append(["  of the float model", f"{found.float_distribution.value:.2f}", "same noise"])
     else:
         lines.append("No Fréchet distance: there is no feature network for images of this shape.")
     if found.paired:

@@ -79,13 +79,17 @@ class Trail:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and how. ``None`` stands for what was not asked for or cannot be had."""
+    """What was measured, and how. ``None`` stands for what was not asked for or cannot be had.
+
+    ``float_distribution`` is that of the model compared with: a distance says little without the original's beside it.
+    """
 
     protocol: Protocol
     seconds: float
     distribution: Distribution | None
     paired: Paired | None
     trail: Trail | None
+    float_distribution: Distribution | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the record as JSON-safe data."""
@@ -156,6 +160,7 @@ def judge(
         distribution=distribution(samples, entry) if entry else None,
         paired=pair(samples, against) if against is not None else None,
         trail=trail,
+        float_distribution=distribution(against, entry) if entry and against is not None else None,
     )
 
 

@@ -158,7 +158,8 @@ def _distance(pieces: Pieces) -> Markup:
         return _missing("Distribution distance", "evaluation")
     floor = mapping(found, "floor")
     count = mapping(pieces.evaluation, "protocol").get("samples")
-    detail = (
-        f"floor {figures(number(floor.get('mean')))}: real images, {floor.get('samples')} of them; here {count} samples"
-    )
+    original = number(mapping(pieces.evaluation, "float_distribution").get("value"))
+    beside = f"float model {figures(original)}; " if original is not None else ""
+    real = f"floor {figures(number(floor.get('mean')))}: real images, {floor.get('samples')} of them"
+    detail = f"{beside}{real}; here {count} samples"
     return _stat(str(found.get("name", "Fréchet distance")), figures(value), "", detail)

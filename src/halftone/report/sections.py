@@ -82,7 +82,7 @@ def quality(pieces: Pieces) -> Markup:
     if not record:
         none = [absent("evaluation", "No distances"), absent("trail", "No errors along the trajectory")]
         return section(title, lead, *none)
-    rows = [*_paired_rows(mapping(record, "paired")), *_distribution_rows(mapping(record, "distribution"))]
+    rows = [*_paired_rows(mapping(record, "paired")), *_distribution_rows(record)]
     columns = [Column("measure"), Column("value", True), Column("95 % interval", True)]
     body = [[join([name, tag("span", meaning, class_="hint")]), *cells] for name, meaning, *cells in rows]
     content = [table(columns, body)] if rows else []
@@ -132,11 +132,15 @@ def _paired_rows(paired: dict[str, Any]) -> Iterator[list[Any]]:
         yield ["mean PSNR", "of the pictures' own; one identical pair makes it infinite", f"{figures(mean)} dB", None]
 
 
-def _distribution_rows(found: dict[str, Any]) -> Iterator[list[Any]]:
+def _distribution_rows(record: dict[str, Any]) -> Iterator[list[Any]]:
+    found = mapping(record, "distribution")
     if not found:
         return
     floor = mapping(found, "floor")
     yield [found.get("name"), "Fréchet distance to the training images", figures(number(found.get("value"))), None]
+    original = number(mapping(record, "float_distribution").get("value"))
+    if original is not None:
+        yield ["of the float model", "from the same noise", figures(original), None]
     spread = figures(number(floor.get("std")))
     meaning = f"{floor.get('samples')} real images against all of them, {floor.get('draws')} draws"
     yield ["its floor", meaning, figures(number(floor.get("mean"))), f"± {spread}" if spread else None]
