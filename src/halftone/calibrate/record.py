@@ -1,7 +1,6 @@
 """Record a trajectory: one hook on the denoiser while the float pipeline samples, so that any pipeline serves."""
 
 import contextlib
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -165,8 +164,3 @@ def _join(hook: _Hook, wanted: dict[int, int], identity: dict[str, Any]) -> Traj
     args, kwargs = pytree.tree_unflatten(joined, spec)
     calls = torch.tensor([index for index, count in wanted.items() for _ in range(count)])
     return Trajectory(args, kwargs, calls, identity)
-
-
-def accepts(pipe: DiffusionPipeline, name: str) -> bool:
-    """Return whether calling the pipeline with the argument ``name`` is possible."""
-    return name in inspect.signature(type(pipe).__call__).parameters
