@@ -1,6 +1,7 @@
 """Every kernel of the library equals the reference. The folder is listed: a new file is tested here without an edit."""
 
 from dataclasses import replace
+from typing import get_type_hints
 
 import hypothesis.strategies as st
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from halftone.formats import AbstractFormat, Affine, dequantize, fake_quantize, parse
 from halftone.formats.segments import along_input, along_weight
+from halftone.foundation.errors import KernelError
 from halftone.kernels import AbstractKernel, Operands, Operation
 from halftone.kernels.library.reference import Reference, float_call
 from halftone.kernels.select import library
+from halftone.quant import QuantSpec
 
 Case = tuple[Operation, Operands, torch.Tensor]
 
@@ -44,7 +47,7 @@ def cases(draw: st.DrawFn) -> Case:
     """Draw a layer, its numbers and an input that reaches past the ends of the input's grid."""
     numbers = torch.Generator("cpu").manual_seed(draw(st.integers(0, 2**20)))
     weight = parse(f"uint{draw(st.sampled_from([2, 3, 4, 8]))}")
-    data = draw(st.sampled_from([parse("uint8"), parse("uint6"), parse("int8"), None]))
+    data = draw(st.sampled_from([parse("uint8"), parse("uint6"), parse("int8"), parse("uint16"), parse("int12"), None]))
     batch, out = draw(st.integers(1, 3)), draw(st.integers(1, 20))
     segments = tuple(draw(st.lists(st.integers(1, 12), min_size=1, max_size=3)))
     width = sum(segments)
@@ -196,6 +199,25 @@ def test_refusals_of_what_no_kernel_should_touch_are_sentences(name: str, case: 
     strange = replace(operation, padding_mode="reflect")
     for reason in (kernel.refusal(operation, elsewhere), kernel.refusal(strange, operands)):
         assert reason is None or reason.strip()
+
+
+@pytest.mark.parametrize("source", ["dynamic", "per_step"])
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=20, suppress_health_check=MAY_REFUSE)
+@given(case=cases())
+def test_input_scales_that_are_not_static_are_left_to_the_reference(name: str, source: str, case: Case) -> None:
+    kernel, (operation, operands, _) = kernel_named(name), case
+    accepted(kernel, case)
+    unknown = replace(operation, input_scale=source)
+    assert bool(kernel.refusal(unknown, operands)) == (name != "reference")
+    if name == "reference":
+        # Nothing computes them yet, and it does not pretend to.
+        with pytest.raises(KernelError, match="not built yet"):
+            kernel.prepare(unknown, operands)
+
+
+def test_specs_and_operations_know_the_same_input_scales() -> None:
+    assert get_type_hints(Operation)["input_scale"] == get_type_hints(QuantSpec)["scale"]
 
 
 def test_the_library_has_its_kernels() -> None:

@@ -64,7 +64,7 @@ def test_codes_are_those_of_the_definition(zero_point: int, dtype: torch.dtype) 
         affine = Affine(torch.tensor([scale]), torch.tensor([float(zero_point)]))
         operation, operands = linear()
         operands = Operands(operands.codes, operands.weight, affine, None)
-        part = onednn_int8._part(operation, operands, onednn_int8._integers(operation, operands)[0], 0, 0, 6)
+        (part,) = onednn_int8._parts(operation, operands, onednn_int8._integers(operation, operands)[0], 0, 0, 6)
         codes = part.encode(x)
         found = codes if zero_point % 2 == 0 else 255 - codes
         assert torch.equal(found, quantize(x, affine, parse("uint8")))
@@ -76,8 +76,22 @@ def test_half_a_million_codes_are_those_of_the_definition() -> None:
     x, affine = torch.randn(2**19), Affine(torch.tensor([0.0173]), torch.tensor([117.0]))
     operation, operands = linear()
     operands = Operands(operands.codes, operands.weight, affine, None)
-    part = onednn_int8._part(operation, operands, onednn_int8._integers(operation, operands)[0], 0, 0, 6)
+    (part,) = onednn_int8._parts(operation, operands, onednn_int8._integers(operation, operands)[0], 0, 0, 6)
     assert torch.equal(255 - part.encode(x), quantize(x, affine, parse("uint8")))
+
+
+@needs_onednn
+@pytest.mark.parametrize("zero_point", [0, 1, 255, 256, 30001, 32768, 65535])
+def test_two_bytes_of_a_16_bit_code_are_those_of_the_definition(zero_point: int) -> None:
+    ties = torch.arange(-140_000, 140_000) * 0.0173 / 2
+    x, affine = torch.cat([torch.randn(2**17) * 400, ties]), Affine(torch.tensor([0.0173]), torch.tensor([zero_point]))
+    operation, operands = linear(data="uint16")
+    operands = Operands(operands.codes, operands.weight, affine, None)
+    low, high = onednn_int8._parts(operation, operands, onednn_int8._integers(operation, operands)[0], 0, 0, 6)
+    codes = low.encode(x).int() + 256 * high.encode(x).int()
+    found = codes if zero_point % 2 == 0 else 65535 - codes
+    assert torch.equal(found, quantize(x, affine, parse("uint16")).int())
+    assert low.zero_point + 256 * high.zero_point in (zero_point, 65535 - zero_point)
 
 
 @needs_onednn
@@ -204,11 +218,15 @@ def test_wrong_channel_count_is_an_error() -> None:
         (linear(weight="uint8", zero_point=7.5), "not an integer"),
         (conv(padding=(1, 1), padding_mode="reflect"), "padding mode 'reflect'"),
         (conv((2, 2), out=4, groups=2), "segments in a grouped"),
+        (conv((2, 2), padding=(1, 3)), "padding only"),
+        (conv((2, 2), padding=(2, 2)), None),
+        (conv((4,), padding=(3, 3)), "padding only"),
         (conv((1,), stride=(1, 2)), "one input channel"),
         (conv((3, 1), stride=(2, 2)), "one input channel"),
         (conv((4,), out=4, groups=4, stride=(2, 1)), "one input channel"),
         (conv((4,), stride=(2, 2)), None),
-        (linear(data="uint16"), "up to 8 bits"),
+        (linear(data="uint16"), None),
+        (linear(weight="uint9"), "up to 8 bits"),
         (linear(size=300, weight="uint8", zero_point=128), None),
     ],
 )

@@ -1,6 +1,7 @@
 """Integer convolutions and linears on x86 CPUs, through the oneDNN operators that PyTorch ships.
 
 Inputs become uint8, weights are int8 (code minus zero point), sums are int32; each output channel is scaled at the end.
+Inputs of 9 to 16 bits become two bytes: the product is the low bytes' plus 256 times the high bytes', each exact.
 
 Traps of these operators: int8 inputs fall to a reference path thousands of times slower, so codes are always unsigned;
 the best layout of a convolution's weight depends on the input's *shape*, and one in another layout is silently
@@ -34,12 +35,14 @@ _SHAPES = 32
 
 @dataclass(frozen=True)
 class _Part:
-    """One segment: how its input becomes codes, and its packed weight.
+    """One byte of one segment's codes: how it comes out of the input, and its packed weight.
 
     Attributes:
-        factor: one over the input scale, negative when codes are counted from the other end (see :func:`_part`).
-        offset: what moves the product to where its low byte is the code.
+        factor: one over the input scale, negative when codes are counted from the other end (see :func:`_parts`).
+        offset: what moves the product to where its low bits are the code.
         top: the greatest code.
+        shift: 8 for the high byte of a code, 0 for the low (or only) one.
+        scale, zero_point: of the byte.
         fit: from the shape of the codes to the weight packed for it.
     """
 
@@ -48,22 +51,24 @@ class _Part:
     factor: float
     offset: float
     top: int
+    shift: int
     scale: float
     zero_point: int
     fit: Callable[[torch.Size], torch.Tensor]
     weight_scale: torch.Tensor
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the uint8 codes of ``x`` (any float dtype), exactly as ``halftone.formats.affine`` defines them.
+        """Return this byte, uint8, of the codes of ``x`` (any float dtype), exactly as ``halftone.formats.affine`` defines them.
 
-        Adding a number of size 2**23 rounds half to even and leaves the code in the low byte, so four passes suffice.
+        Adding a number of size 2**23 rounds half to even and leaves the code in the low bits, so four passes suffice.
         Measured on one core for 32,768 and for 3,072 elements: 17 and 10 us. Multiply, round, add, clamp, to(uint8): 33
         and 12 us (the conversion of float to uint8 is slow); ``quantized_decomposed.quantize_per_tensor``: 52 us.
         ``torch.quantize_per_tensor`` takes 8 us, but it is deprecated, and it fuses multiplication and addition: one
         code in 10**5 is off by one. So would ``torch.add(alpha=)`` be. A reused scratch buffer, or chunks, gained nothing.
         """
         scaled = x.mul(self.factor) if x.dtype is torch.float32 else x.float().mul_(self.factor)
-        return scaled.add_(self.offset).clamp_(_MAGIC, _MAGIC + self.top).view(torch.int32).to(torch.uint8)
+        codes = scaled.add_(self.offset).clamp_(_MAGIC, _MAGIC + self.top).view(torch.int32)
+        return (codes.bitwise_right_shift_(self.shift) if self.shift else codes).to(torch.uint8)
 
 
 class _ConvWeight:
@@ -98,7 +103,7 @@ class _ConvWeight:
 
 @dataclass(frozen=True)
 class OnednnInt8(AbstractKernel):
-    """u8 x s8 convolutions and linears; one operator call for each segment, accumulated in float32."""
+    """u8 x s8 convolutions and linears; one operator call for each byte of each segment, accumulated in float32."""
 
     engine: ClassVar[str] = "torch"
     preference: ClassVar[int] = 20
@@ -117,7 +122,7 @@ class OnednnInt8(AbstractKernel):
         if reason is not None:
             return reason
         assert operation.input_format is not None
-        if float(weight.abs().flatten(1).sum(1).max()) * 2**operation.input_format.bits >= 2**31:
+        if float(weight.abs().flatten(1).sum(1).max()) * 2 ** min(operation.input_format.bits, 8) >= 2**31:
             return "sums may exceed 32 bits"
         if not _works(False):
             return "oneDNN int8 operators misbehave on this CPU"
@@ -137,18 +142,20 @@ class OnednnInt8(AbstractKernel):
         if reason is not None:
             raise KernelError("onednn_int8", "a layer it does not refuse", reason)
         bounds = [sum(operation.segments[:n]) for n in range(len(operation.segments) + 1)]
-        parts = [_part(operation, operands, weight, index, *span) for index, span in enumerate(pairwise(bounds))]
+        parts = [p for i, span in enumerate(pairwise(bounds)) for p in _parts(operation, operands, weight, i, *span)]
         first, more = _calls(operation, parts, bias)
         return _run(operation, parts, first, more, margins, empty)
 
 
 def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
     """Return what about the layer's kind no oneDNN call serves."""
+    if operation.input_scale != "static":
+        return f"the input scale is {operation.input_scale}, not static"
     if operation.input_format is None or operands.input is None:
         return "the layer's input is float (weight-only)"
-    for what, format in (("weight", operation.weight_format), ("input", operation.input_format)):
-        if not isinstance(format, Integer) or format.bits > 8:
-            return f"{what} format {format.name} is not an integer of up to 8 bits"
+    for what, format, most in (("weight", operation.weight_format, 8), ("input", operation.input_format, 16)):
+        if not isinstance(format, Integer) or format.bits > most:
+            return f"{what} format {format.name} is not an integer of up to {most} bits"
     if operation.padding_mode != "zeros":
         return f"padding mode '{operation.padding_mode}'"
     if len(operation.segments) > 1 and operation.groups > 1:
@@ -156,12 +163,23 @@ def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
     if min(operation.segments) == operation.groups and max(operation.stride) > 1:
         # Seen in torch 2.13: wrong sums for every such shape tried, right ones for two channels and more.
         return "a strided convolution of one input channel a group, which oneDNN computes wrongly"
+    if _margin_only(operation):
+        # Seen in torch 2.13: such outputs are left unwritten, or the process dies.
+        return "a convolution whose outermost windows see padding only, on which oneDNN fails"
     codes = operands.input.zero_point - operation.input_format.low
     if not bool(((codes >= 0) & (codes < 2**operation.input_format.bits) & (codes == codes.round())).all()):
         return "an input zero point is not on the grid"
     if operands.codes.numel() == 0:
         return "the layer has no weights"
     return None
+
+
+def _margin_only(operation: Operation) -> bool:
+    """Whether some output of the convolution sees nothing but padding."""
+    if isinstance(operation.padding, str) or operation.kind == "linear":
+        return False
+    reach = (d * (k - 1) for d, k in zip(operation.dilation, operation.kernel_size, strict=True))
+    return any(margin > r for margin, r in zip(operation.padding, reach, strict=True))
 
 
 def _integers(operation: Operation, operands: Operands) -> tuple[torch.Tensor, str | None]:
@@ -181,8 +199,10 @@ def _integers(operation: Operation, operands: Operands) -> tuple[torch.Tensor, s
     return weight, None
 
 
-def _part(operation: Operation, operands: Operands, weight: torch.Tensor, index: int, start: int, stop: int) -> _Part:
-    """Return segment ``index``, the input channels from ``start`` to ``stop``."""
+def _parts(
+    operation: Operation, operands: Operands, weight: torch.Tensor, index: int, start: int, stop: int
+) -> list[_Part]:
+    """Return the one or two bytes of segment ``index``, the input channels from ``start`` to ``stop``."""
     assert operands.input is not None and operation.input_format is not None
     scale = operands.input.scale[index].float()
     top = 2**operation.input_format.bits - 1
@@ -195,8 +215,13 @@ def _part(operation: Operation, operands: Operands, weight: torch.Tensor, index:
     piece = (weight if len(operation.segments) == 1 else weight[:, start:stop]).to(torch.int8).contiguous()
     offset = _MAGIC + zero_point
     weight_scale = weight_scale.contiguous()
-    fit = _fit(operation, piece, weight_scale, float(scale), zero_point)
-    return _Part(start, stop, factor, offset, top, float(scale), zero_point, fit, weight_scale)
+    parts = []
+    for shift in (0, 8) if top > 255 else (0,):
+        # code - zero point = 256 * (high - its zero point) + (low - its zero point), without a remainder.
+        step, zero = float(scale) * 2**shift, (zero_point >> shift) & 255
+        fit = _fit(operation, piece, weight_scale, step, zero)
+        parts.append(_Part(start, stop, factor, offset, top, shift, step, zero, fit, weight_scale))
+    return parts
 
 
 def _fit(
@@ -361,7 +386,7 @@ def _works(wide: bool) -> bool:
     inputs, weights = (data.float() - 2, rows.float() - 2), (weight, weight.flatten(1))
     for case, x, w, result in zip((operation, flat), inputs, weights, wanted, strict=True):
         ones = torch.ones(24)
-        part = _Part(0, x.shape[1], 1.0, _MAGIC + 2, 255, 1.0, 2, _fit(case, w.contiguous(), ones, 1.0, 2), ones)
+        part = _Part(0, x.shape[1], 1.0, _MAGIC + 2, 255, 0, 1.0, 2, _fit(case, w.contiguous(), ones, 1.0, 2), ones)
         codes = part.encode(x)
         found = _calls(case, [part], None)[0](codes, torch.float32)
         if not (torch.equal(codes.double(), x.double() + 2) and torch.equal(found.double(), result)):
