@@ -45,6 +45,7 @@ def rows(settings: Settings) -> list[Row]:
     """Return the rows of the sections asked for, in order."""
     makers = {
         "headline": _headline,
+        "edges": _edges,
         "trajectory": _trajectory,
         "timesteps": _timesteps,
         "ablation": _ablation,
@@ -78,6 +79,24 @@ def _headline(settings: Settings) -> Iterator[Row]:
         if seed == settings.seeds[0]:
             # Once the models are there: before the further seeds, which take longest.
             yield _row(settings, "headline", "latency", "latency")
+
+
+def _edges(settings: Settings) -> Iterator[Row]:
+    """The first and the last layer with the bits of all others, beside the recipes' wide ones (decision 0011)."""
+    narrow = {
+        "w8a8": ("policy.1.input={format: uint8}",),
+        "w4a8": (
+            "policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",
+            "policy.1.input={format: uint8}",
+        ),
+        "w4a32": ("policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",),
+    }
+    yield _row(settings, "edges", "float", "float", labels={"method": "float"})
+    for bits, method in itertools.product(narrow, reversed(METHODS)):
+        for edges, overrides in (("narrow", narrow[bits]), ("wide", ())):
+            labels = {"method": method, "bits": bits, "edges": edges}
+            name, recipe = f"{method}-{bits}-{edges}", f"{method}-{bits}"
+            yield _row(settings, "edges", name, "quality", recipe, overrides=overrides, labels=labels)
 
 
 def _trajectory(settings: Settings) -> Iterator[Row]:

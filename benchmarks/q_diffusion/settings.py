@@ -9,11 +9,18 @@ CACHE = ROOT / "runs" / "q_diffusion"
 DOCS = ROOT / "docs" / "results"
 README = ROOT / "README.md"
 
-SECTIONS = ("headline", "trajectory", "timesteps", "ablation", "ranges", "samplers")  # the most telling first
+SECTIONS = ("headline", "edges", "trajectory", "timesteps", "ablation", "ranges", "samplers")  # the most telling first
 MODEL = "zoo:fashion-unet"
 _SAMPLES = {"headline": 5000}
 _ELSEWHERE = 2000  # samples of every other section, and of further calibration seeds in the headline
-_BUDGET = {"headline": "fast", "trajectory": "fast", "samplers": "fast", "ablation": "demo", "timesteps": "demo"}
+_BUDGET = {
+    "headline": "fast",
+    "edges": "demo",
+    "trajectory": "fast",
+    "samplers": "fast",
+    "ablation": "demo",
+    "timesteps": "demo",
+}
 
 
 @dataclass(frozen=True)

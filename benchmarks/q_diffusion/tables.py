@@ -69,10 +69,10 @@ def share(value: float) -> str:
     return f"{value:.1%}"
 
 
-def latencies(section: Section) -> dict[str, dict[str, Any]]:
-    """Return the timed rows of the larger batch by contender."""
+def latencies(section: Section, batch: str = _LATENCY_BATCH) -> dict[str, dict[str, Any]]:
+    """Return the timed rows of a batch by contender."""
     row = section.get("latency")
-    found = (row.metrics["bench"].get(_LATENCY_BATCH) or {}) if row else {}
+    found = (row.metrics["bench"].get(batch) or {}) if row else {}
     return {each["name"]: each for each in found.get("rows", [])}
 
 
@@ -169,7 +169,7 @@ def quality(section: Section, columns: dict[str, str]) -> list[str]:
     body = []
     for row in _sorted(section, list(columns)):
         pairs = row.paired or {}
-        cells = [row.labels.get(key, "-") for key in columns]
+        cells = [NAMES.get(label := row.labels.get(key, "-"), label) for key in columns]
         cells += [row.data["budget"] or "-", interval(pairs.get("psnr")), interval(pairs.get("latent_mse"), 2, 1e3)]
         body.append([*cells, distance(row), over_float(row, floats.get(row.protocol["sampler"]))])
     return table([*columns.values(), "budget", "PSNR, dB", "latent MSE, ·10⁻³", "FD", "over float"], body)

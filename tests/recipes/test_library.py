@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMPipeline
+from tests.comparison import sqnr
 
 from halftone.calibrate.select_contract import AbstractSelect
 from halftone.foundation.build import build, plain
@@ -15,7 +16,7 @@ from halftone.methods.contract import AbstractMethod, Run
 from halftone.nn import QuantizedLayer
 from halftone.nn.sites import sites
 from halftone.recipes import BUDGETS, Recipe, load, names, run_recipe
-from halftone.recipes.recipe import methods_by_room
+from halftone.recipes.rooms import methods_by_room
 
 PROMISED = {
     "rtn-w8a8",
@@ -84,8 +85,9 @@ def test_a_recipe_runs_and_every_planned_layer_holds_codes(
         assert isinstance(layer, QuantizedLayer)
         assert layer.weight.dtype == torch.uint8
         assert layer.scheme is not None
-        assert layer.scheme.weight.bits == recipe.policy[0].weight.bits  # type: ignore[union-attr]
-        assert layer.scheme.input == recipe.policy[0].input
+        rule = recipe.policy[int(result.layers[path]["role"] in ("conv_in", "conv_out"))]
+        assert layer.scheme.weight.bits == rule.weight.bits  # type: ignore[union-attr]
+        assert layer.scheme.input == rule.input
         assert int(layer.codes().max()) < 2**layer.scheme.weight.bits
     for path, owner, site in sites(pipe.unet):
         assert owner.site_affine(site) is not None, (path, site)
@@ -96,7 +98,7 @@ def test_a_recipe_runs_and_every_planned_layer_holds_codes(
         found = pipe.unet(x, torch.tensor([5, 900])).sample
     assert bool(torch.isfinite(found).all())
     assert not torch.equal(found, wanted)
-    assert float(10 * torch.log10(wanted.square().mean() / (found - wanted).square().mean())) > 3
+    assert sqnr(wanted, found) > 3
 
 
 def test_an_ablation_leaves_one_thing_out() -> None:
@@ -105,6 +107,9 @@ def test_an_ablation_leaves_one_thing_out() -> None:
     for name, gone in parts.items():
         steps = load(f"q-diffusion-w4a8-{name}").steps
         assert steps == {key: value for key, value in full.steps.items() if key not in gone}
+    edges = load("q-diffusion-w4a8-no-edges")
+    assert edges.steps == full.steps
+    assert (edges.policy[1].weight, edges.policy[1].input) == (full.policy[0].weight, full.policy[0].input)
     timesteps = load("q-diffusion-w4a8-no-timesteps")
     assert timesteps.steps == full.steps
     assert timesteps.calibration.select != full.calibration.select
