@@ -75,5 +75,8 @@ def quantize(
     )
     done: Quantized = run_recipe(pipe, loaded, steps, run, resume, each, Path(roles) if roles else None)
     report = {**done.plain(), "budget": budget, "seed": seed}
-    attach(done.module, report["recipe"], done.identity, {"budget": budget, "seed": seed, "roles": done.roles()})
+    notes = {"budget": budget, "seed": seed, "roles": done.roles()}
+    if done.left_float:
+        notes["left_float"] = done.left_float
+    attach(done.module, report["recipe"], done.identity, notes)
     return Result(pipe, report)

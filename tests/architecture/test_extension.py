@@ -3,17 +3,16 @@
 The three lie in a package of their own that entry points make known; the conformance suite of formats and a recipe run on them.
 """
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler
+from diffusers import DDIMPipeline
+from tests.comparison import sqnr
+from tests.tiny import pipeline
 
 from halftone.formats import Affine, dequantize, fake_quantize, parse, quantize
 from halftone.foundation import registry
@@ -23,6 +22,8 @@ from halftone.models.roles import architecture
 from halftone.nn.layers import quantized_layers, set_engine
 from halftone.quant import QuantSpec
 from halftone.recipes import load, run_recipe
+
+Suite = Callable[[str], ModuleType]
 
 FORMAT = '''
 """Powers of two with a sign, and zero: -2**(n-1) .. -1, 0, 1 .. 2**(n-2) for n = 2**(bits-1)."""
@@ -89,6 +90,7 @@ from halftone.quant.weights import weight_affine
 
 @dataclass(frozen=True)
 class TowardsZero(AbstractMethod):
+    gives = ("weight_scales",)
     by: float = 0.5
 
     def apply(self, model, data, run):
@@ -159,52 +161,28 @@ steps:
 """
 
 POINTS = {
-    "halftone.formats.kinds": {"powers_of_two": "foreign_package.powers_of_two:PowersOfTwo"},
-    "halftone.methods.rounding": {"towards-zero": "foreign_package.towards_zero:TowardsZero"},
+    "halftone.formats.kinds": {"powers_of_two": "powers_of_two:PowersOfTwo"},
+    "halftone.methods.rounding": {"towards-zero": "towards_zero:TowardsZero"},
 }
 
 
 @pytest.fixture
-def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package of somebody else, installed as far as the registry can tell."""
-    folder = tmp_path / "foreign_package"
-    folder.mkdir()
+def outside(install: Callable[..., Path]) -> Path:
+    """The folder of a package with all three."""
     files = {
-        "__init__.py": "",
         "powers_of_two.py": FORMAT,
         "towards_zero.py": METHOD,
         "denoiser.py": DENOISER,
         "roles.toml": TABLE,
         "foreign.yaml": RECIPE,
     }
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: [EntryPoint(n, v, group) for n, v in POINTS.get(group, {}).items()]
-    )
-    parse.cache_clear()
-    yield folder
-    parse.cache_clear()
-    for name in [name for name in sys.modules if name.startswith("foreign_package")]:
-        del sys.modules[name]
-
-
-def conformance() -> ModuleType:
-    """Return the conformance suite of formats, read anew."""
-    path = Path(__file__).parent.parent / "formats" / "test_conformance.py"
-    spec = importlib.util.spec_from_file_location("conformance_from_outside", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return install(files, POINTS)
 
 
 def make_pipe() -> DDIMPipeline:
     from foreign_package.denoiser import ForeignDenoiser  # type: ignore[import-not-found]
 
-    return DDIMPipeline(unet=ForeignDenoiser().eval(), scheduler=DDIMScheduler())
+    return pipeline(ForeignDenoiser().eval())
 
 
 def test_without_the_package_nothing_of_it_is_known() -> None:
@@ -214,8 +192,8 @@ def test_without_the_package_nothing_of_it_is_known() -> None:
         registry.find("halftone.methods.rounding", "towards_zero")
 
 
-def test_a_foreign_format_passes_the_conformance_suite(outside: Path) -> None:
-    suite = conformance()
+def test_a_foreign_format_passes_the_conformance_suite(outside: Path, conformance: Suite) -> None:
+    suite = conformance("formats")
     foreign = [format for format in suite.FORMATS if format.name.startswith("pot")]
     assert [format.bits for format in foreign] == [2, 3, 4]
     for format in foreign:
@@ -223,12 +201,12 @@ def test_a_foreign_format_passes_the_conformance_suite(outside: Path) -> None:
             law(format, suite.numbers(format, torch.linspace(-300, 300, 101).tolist()))
 
 
-def test_the_conformance_suite_would_notice_a_broken_format(outside: Path) -> None:
+def test_the_conformance_suite_would_notice_a_broken_format(outside: Path, conformance: Suite) -> None:
     text = (outside / "powers_of_two.py").read_text()
     (outside / "powers_of_two.py").write_text(
         text.replace("(grid[1:] + grid[:-1]) / 2", "(grid[1:] * 3 + grid[:-1]) / 4")
     )
-    suite = conformance()
+    suite = conformance("formats")
     with pytest.raises(AssertionError):
         suite.rounds_to_the_nearest(parse("pot4"), torch.linspace(-300, 300, 1001))
 
@@ -277,9 +255,15 @@ def test_a_recipe_runs_on_all_three(outside: Path) -> None:
             set_engine(pipe.unet, engine)
             found[engine] = pipe.unet(x, t).sample
     for other in ("auto", "torch"):
-        noise = (found[other] - found["simulate"]).square().mean().clamp(min=1e-30)
-        assert float(10 * torch.log10(found["simulate"].square().mean() / noise)) > 60
-    assert float(10 * torch.log10(wanted.square().mean() / (found["simulate"] - wanted).square().mean())) > 5
+        assert sqnr(found["simulate"], found[other]) > 60
+    assert sqnr(wanted, found["simulate"]) > 5
+
+
+def test_a_foreign_method_takes_part_in_the_order_of_steps(outside: Path) -> None:
+    path = outside / "foreign.yaml"
+    path.write_text(RECIPE.replace("  weights: {method: rounding/towards-zero, by: 0.25}\n", ""))
+    with pytest.raises(ConfigError, match="weight_scales before 'activations', got none.*rounding/towards_zero"):
+        load(str(path))
 
 
 def test_a_method_without_its_package_is_an_error_that_names_it(outside: Path) -> None:

@@ -1,11 +1,13 @@
 """Tiny denoisers, quantized by nearest rounding with exact numbers, so that nothing depends on a random generator."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMPipeline, UNet2DConditionModel, UNet2DModel
+from tests.tiny import pipeline, tiny_conditional_unet, tiny_unet
 from torch import nn
 
 from halftone.artifact import attach, register, save_pipeline
@@ -21,6 +23,7 @@ WEIGHT = QuantSpec("uint4", "channel")
 INPUT = QuantSpec("uint8")
 PROBS = QuantSpec("uint8", zero="none")
 RECIPE = {"name": "nearest", "steps": []}
+WIDTHS = (16, 32)  # of the golden file's denoiser
 TRAJECTORY = {"scheduler": "DDIMScheduler", "steps": 10}
 
 register()
@@ -65,34 +68,29 @@ def fill(denoiser: nn.Module) -> None:
         parameter.data = ((values.float() - 16) / 64).view(parameter.shape)
 
 
-def make_unet() -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16, 32),
-        norm_num_groups=4,
-        layers_per_block=1,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    ).eval()
+def float_unet() -> UNet2DModel:
+    unet = tiny_unet(block_out_channels=WIDTHS)
+    fill(unet)
+    return unet
+
+
+def quantized_unet() -> UNet2DModel:
+    unet = float_unet()
+    quantize_denoiser(unet)
+    attach(unet, RECIPE, TRAJECTORY, {"trials": []})
+    return unet
 
 
 @pytest.fixture
 def plain_unet() -> UNet2DModel:
     """A float UNet."""
-    unet = make_unet()
-    fill(unet)
-    return unet
+    return float_unet()
 
 
 @pytest.fixture
-def unet(plain_unet: UNet2DModel) -> UNet2DModel:
+def unet() -> UNet2DModel:
     """The same, quantized and attached."""
-    quantize_denoiser(plain_unet)
-    attach(plain_unet, RECIPE, TRAJECTORY, {"trials": []})
-    return plain_unet
+    return quantized_unet()
 
 
 @pytest.fixture
@@ -104,18 +102,7 @@ def quantized() -> Callable[[nn.Module], None]:
 @pytest.fixture
 def conditional_unet() -> UNet2DConditionModel:
     """A quantized UNet with cross-attention, which takes adapters through diffusers."""
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16, 32),
-        norm_num_groups=4,
-        layers_per_block=1,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    ).eval()
+    unet = tiny_conditional_unet(block_out_channels=WIDTHS)
     fill(unet)
     quantize_denoiser(unet)
     attach(unet, RECIPE)
@@ -124,13 +111,19 @@ def conditional_unet() -> UNet2DConditionModel:
 
 @pytest.fixture
 def pipe(unet: UNet2DModel) -> DDIMPipeline:
-    return DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+    return pipeline(unet)
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a pipeline; not to be changed."""
+    return save_pipeline(pipeline(quantized_unet()), tmp_path_factory.mktemp("artifact") / "original")
 
 
 @pytest.fixture
-def saved(pipe: DDIMPipeline, tmp_path: Path) -> Path:
+def saved(original: Path, tmp_path: Path) -> Path:
     """A pipeline folder."""
-    return save_pipeline(pipe, tmp_path / "saved")
+    return shutil.copytree(original, tmp_path / "saved")
 
 
 @pytest.fixture

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny import tiny_unet
 
 from halftone.artifact.schema import Description, parse, to_json
 from halftone.artifact.structure import prepare
 from halftone.foundation.errors import ArtifactError
 from halftone.nn import Scheme
 from halftone.quant import QuantSpec
-from halftone.zoo.fashion_unet import UNET
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tiny_unet.json").read_text())
 
@@ -99,22 +100,12 @@ def test_mutations_raise_artifact_errors_only(data: st.DataObject) -> None:
 @settings(max_examples=40)
 @given(st.data())
 def test_models_refuse_mutations_with_artifact_errors_only(data: st.DataObject) -> None:
-    import torch
-    from diffusers import UNet2DModel
-
     with torch.device("meta"):
-        unet = UNet2DModel(**{**UNET, "block_out_channels": (16, 32), "norm_num_groups": 4, **BLOCKS})
+        unet = tiny_unet(block_out_channels=(16, 32))
     try:
         prepare(unet, parse(mutate(data)))
     except ArtifactError as error:
         assert "quantization_config" in str(error)
-
-
-BLOCKS = {
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": 8,
-}
 
 
 @given(JSON)

@@ -15,26 +15,16 @@ from benchmarks.q_diffusion.render import BEGIN, END, PAGE, page, readme_block, 
 from benchmarks.q_diffusion.results import Result, change, read, removed
 from benchmarks.q_diffusion.run import run
 from benchmarks.q_diffusion.settings import DOCS, README, RESULTS, SECTIONS, Settings
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from tests.tiny import NO_ATTENTION, pipeline, tiny_unet
 
 from halftone.recipes import load
-
-_TINY = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), "layers_per_block": 1}
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     place = tmp_path_factory.mktemp("study")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            **_TINY,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            add_attention=False,
-        )
-    DDIMPipeline(unet=unet.eval(), scheduler=DDIMScheduler()).save_pretrained(place / "model")
+    unet = tiny_unet(blocks=NO_ATTENTION, sample_size=16, block_out_channels=(8, 8))
+    pipeline(unet).save_pretrained(place / "model")
     given = {"samples": 4, "steps": 3, "fast_steps": 3, "batch": 4, "budget": "demo", "seeds": (0,)}
     return Settings(model=str(place / "model"), results=place / "results", cache=place / "cache", **given)
 

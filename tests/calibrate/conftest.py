@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, UNet2DModel
+from tests.tiny import pipeline, randomised, tiny_unet
 
 from halftone.calibrate.trajectory import Trajectory
 from halftone.models.policy import Rule, make_plan
@@ -13,31 +14,14 @@ from halftone.models.roles import architecture
 from halftone.quant import QuantSpec
 
 
-def make_unet() -> UNet2DModel:
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16, 32),
-        norm_num_groups=4,
-        layers_per_block=1,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
-    for parameter in unet.parameters():
-        parameter.data.normal_(0, 0.1)
-    return unet.eval().requires_grad_(False)
-
-
 @pytest.fixture
 def unet() -> UNet2DModel:
-    return make_unet()
+    return randomised(tiny_unet()).requires_grad_(False)
 
 
 @pytest.fixture
 def pipe(unet: UNet2DModel) -> DDIMPipeline:
-    return DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+    return pipeline(unet)
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DModel
+from tests.comparison import sqnr
+from tests.tiny import tiny_conditional_unet
 from torch import nn
 
 from halftone.calibrate.record import count_calls, record
@@ -52,8 +54,7 @@ def test_the_batch_size_does_not_change_the_samples(pipe: DDIMPipeline, select: 
         part = taken(pipe, select=select, batch=batch)
         assert torch.equal(part.calls, whole.calls)
         assert torch.equal(part.args[1], whole.args[1])
-        noise = (part.args[0] - whole.args[0]).square().mean()
-        assert float(10 * torch.log10(whole.args[0].square().mean() / noise.clamp(min=1e-30))) > 90
+        assert sqnr(whole.args[0], part.args[0]) > 90
 
 
 def test_seeds(pipe: DDIMPipeline) -> None:
@@ -112,19 +113,7 @@ class GuidedPipeline(DiffusionPipeline):
 
 @pytest.fixture
 def guided() -> GuidedPipeline:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16,),
-        norm_num_groups=4,
-        layers_per_block=1,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-    ).eval()
-    return GuidedPipeline(unet, DDIMScheduler())
+    return GuidedPipeline(tiny_conditional_unet(), DDIMScheduler())
 
 
 def test_guidance_gives_conditional_and_unconditional_rows_alike(guided: GuidedPipeline) -> None:

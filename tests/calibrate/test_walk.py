@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from tests.comparison import sqnr
 from torch.utils import _pytree as pytree
 
 from halftone.calibrate.store import Store
@@ -162,9 +163,8 @@ def test_bfloat16_halves_the_space_and_costs_its_rounding(
         for mine, theirs in zip(tensors(unit.targets), tensors(wanted), strict=True):
             # Vectors, the timestep's embedding above all, stay exact.
             assert mine.dtype == (torch.bfloat16 if mine.ndim > 2 else torch.float32)
-            noise = (mine.float() - theirs).square().mean()
-            assert float(10 * torch.log10(theirs.square().mean() / noise.clamp(min=1e-30))) > 35
-        _, _, target = unit.minibatch(FLOAT, torch.tensor([0, 7]))
+            assert sqnr(theirs, mine) > 35
+        _, _, (target,) = unit.minibatch(FLOAT, torch.tensor([0, 7]))
         assert target.dtype == torch.float32
 
 
@@ -173,14 +173,13 @@ def test_minibatches_are_rows_of_the_batches(
 ) -> None:
     for unit in Walk(opened(unet), data, 4, store(tmp_path)):
         assert len(unit) == 12
-        args, kwargs, target = unit.minibatch(FLOAT, torch.tensor([9, 2, 4]))
+        args, kwargs, (target,) = unit.minibatch(FLOAT, torch.tensor([9, 2, 4]))
         for row, (batch, place) in enumerate([(2, 1), (0, 2), (1, 0)]):
             assert torch.equal(target[row], tensors(unit.targets[batch])[0][place])
             assert torch.equal(tensors((args, kwargs))[0][row], tensors(unit.calls[FLOAT][batch])[0][place])
         with torch.no_grad():
             again = tensors(unit.module(*args, **kwargs))[0]
-        noise = (again - target).square().mean().clamp(min=1e-30)
-        assert float(10 * torch.log10(target.square().mean() / noise)) > 90
+        assert sqnr(target, again) > 90
 
 
 def test_a_layer_that_runs_twice_is_decided_once(opened: Callable[..., QuantModel], tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from tests.tiny import pipeline, tiny_unet
 
 from halftone.cli.app import run
 
@@ -48,27 +47,11 @@ def halftone(capsys: pytest.CaptureFixture[str]) -> Halftone:
     return call
 
 
-def make_pipe(seed: int = 0) -> DDIMPipeline:
-    torch.manual_seed(seed)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16, 32),
-        norm_num_groups=4,
-        layers_per_block=1,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
-    return DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
-
-
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float pipeline folder."""
     folder = tmp_path_factory.mktemp("cli") / "model"
-    make_pipe().save_pretrained(folder)
+    pipeline(tiny_unet()).save_pretrained(folder)
     return folder
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ConfigMixin, DDIMPipeline, DDIMScheduler, ModelMixin
+from diffusers import ConfigMixin, DDIMPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from tests.tiny import pipeline, tiny_unet
 from torch import nn
 
 from halftone.cli import app, models
@@ -19,7 +20,7 @@ from halftone.cli.options import byte_count
 from halftone.foundation import files
 from halftone.foundation.errors import CalibrationError, ConfigError
 
-from .conftest import QUICK, Halftone, make_pipe
+from .conftest import QUICK, Halftone
 
 
 def refused(halftone: Halftone, words: list[str], *arguments: object, code: int = 2) -> None:
@@ -83,7 +84,7 @@ def test_quantize_refuses(
 def test_a_recipe_that_contradicts_itself(halftone: Halftone, model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text("name: wrong\nextends: rtn-w4a8\ndrop: [activations]\n")
-    refused(halftone, ["a ranges/ step"], "quantize", model, "-r", recipe, "-o", tmp_path / "out")
+    refused(halftone, ["gives input_scales", "ranges/static"], "quantize", model, "-r", recipe, "-o", tmp_path / "out")
     recipe.write_text("name: wrong\nextends: rtn-w4a8\ndrop: [activation]\n")
     refused(halftone, ["Did you mean 'activations'"], "quantize", model, "-r", recipe, "-o", tmp_path / "out")
 
@@ -118,7 +119,7 @@ def test_engines(halftone: Halftone, model: Path, quantized: Path, monkeypatch: 
 
 
 def test_a_model_with_nan_weights(halftone: Halftone, tmp_path: Path) -> None:
-    pipe = make_pipe()
+    pipe = pipeline(tiny_unet())
     with torch.no_grad():
         pipe.unet.conv_in.weight[0, 0, 0, 0] = torch.nan
     pipe.save_pretrained(tmp_path / "model")
@@ -138,7 +139,7 @@ class Layerless(ModelMixin, ConfigMixin):
 def test_a_model_without_a_quantizable_layer(
     halftone: Halftone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = DDIMPipeline(unet=Layerless(), scheduler=DDIMScheduler())
+    pipe = pipeline(Layerless())
     monkeypatch.setattr(models, "open_model", lambda *_, **__: pipe)
     refused(halftone, ["at least one linear"], "quantize", "it", *QUICK, "-o", tmp_path / "out")
 

@@ -19,11 +19,13 @@ from .conftest import Halftone
 
 # Some seconds of work, most of it in the two reconstructions.
 CHANGES = (
-    "calibration.samples=32",
+    "calibration.samples=16",
     "calibration.select.steps=4",
-    "steps.reconstruct.iterations=10",
-    "steps.activations.samples=32",
-    "steps.learn_steps.iterations=10",
+    "steps.weights.range=min_max",
+    "steps.reconstruct.iterations=5",
+    "steps.activations.range=min_max",
+    "steps.activations.samples=16",
+    "steps.learn_steps.iterations=5",
 )
 WORK = ("--recipe", "q-diffusion-w4a8", "--budget", "demo", "--steps", "4", "--seed", "3")
 WORK += tuple(part for change in CHANGES for part in ("--set", change))
@@ -44,6 +46,10 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "out"
     assert run(["quantize", str(model), *WORK, "-o", str(folder)]) == 0
     return folder
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def work_in(folder: Path) -> int:
@@ -83,7 +89,7 @@ def test_interrupted_in_the_middle_and_resumed_with_the_line_it_prints(
 ) -> None:
     from halftone.methods.ranges.static import Static
 
-    def interrupt(*_: object) -> None:
+    def raise_signal(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     output = tmp_path / "an out"
@@ -91,7 +97,7 @@ def test_interrupted_in_the_middle_and_resumed_with_the_line_it_prints(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with monkeypatch.context() as patch:
-        patch.setattr(Static, "apply", interrupt)
+        patch.setattr(Static, "apply", raise_signal)
         stopped = halftone("quantize", model, *WORK, "-o", output)
     assert stopped.code == 130 and stopped.out == "" and "Traceback" not in stopped.err
     line = stopped.err.strip().splitlines()[-1]
@@ -105,9 +111,6 @@ def test_interrupted_in_the_middle_and_resumed_with_the_line_it_prints(
 def test_stopped_after_the_folder_was_written(
     halftone: Halftone, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr("halftone.cli.quantize._facts", interrupt)
@@ -123,9 +126,6 @@ def test_other_work_is_not_mixed_in(
 ) -> None:
     from halftone.methods.ranges.static import Static
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     quick = ("--recipe", "rtn-w4a8", "--steps", 3, "--set", "calibration.samples=8", "-o", tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(Static, "apply", interrupt)
@@ -135,9 +135,6 @@ def test_other_work_is_not_mixed_in(
 
 
 def test_commands_without_unfinished_work_name_no_line(halftone: Halftone, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("halftone.cli.models.open_model", interrupt)
     stopped = halftone("inspect", "it")
     assert stopped.code == 130 and stopped.err.strip() == "error: interrupted"

@@ -4,24 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline
+from tests.tiny import NO_ATTENTION, pipeline, tiny_unet
 
 
 def _build(seed: int, size: int = 16) -> DDIMPipeline:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        unet = UNet2DModel(
-            sample_size=size,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            add_attention=False,
-        )
-    return DDIMPipeline(unet=unet.eval(), scheduler=DDIMScheduler(num_train_timesteps=1000))
+    return pipeline(tiny_unet(seed, NO_ATTENTION, sample_size=size, block_out_channels=(8, 8)))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import DDIMPipeline, DiTTransformer2DModel
+from tests.tiny import tiny_conditional_unet
 
 from halftone.evaluate.bench import Contender, Subject, bench, disk_bytes, latency, peak_memory, speedup
 from halftone.foundation.errors import ConfigError, KernelError
@@ -85,24 +86,14 @@ def test_inputs_of_unets(build: Callable[..., DDIMPipeline]) -> None:
     assert example_inputs(build(0).unet.bfloat16(), batch=1)[0][0].dtype == torch.bfloat16
 
 
-TEXT = {
-    "sample_size": 8,
-    "block_out_channels": (8, 8),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-    "cross_attention_dim": 12,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
 SDXL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 34}
 
 
 @pytest.mark.parametrize("extra", [{}, SDXL], ids=["sd", "sdxl"])
 def test_inputs_of_text_conditioned_unets(extra: dict[str, Any]) -> None:
-    model = UNet2DConditionModel(**TEXT, **extra)
+    model = tiny_conditional_unet(**extra)
     args, kwargs = example_inputs(model, batch=2)
-    assert model(*args, **kwargs).sample.shape == (2, 4, 8, 8)
+    assert model(*args, **kwargs).sample.shape == (2, 1, 8, 8)
 
 
 def test_inputs_of_a_class_conditioned_transformer() -> None:

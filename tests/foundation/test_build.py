@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halftone.foundation.build import build, override, plain
+from halftone.foundation.build import UNSAID_BY_DEFAULT, build, override, plain
 from halftone.foundation.errors import ConfigError
 
 
@@ -262,3 +262,18 @@ def test_override_can_add_a_key_at_the_end_of_a_path_only() -> None:
 
 def test_overrides_apply_in_order() -> None:
     assert override(DATA, ["steps.1={method: c}", "steps.1.method=d"])["steps"][1] == {"method": "d"}
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Has a field that came later."""
+
+    first: int = 1
+    later: int = field(default=2, metadata=UNSAID_BY_DEFAULT)
+
+
+def test_a_field_that_came_later_is_written_only_where_it_says_something() -> None:
+    assert plain(Grown()) == {"first": 1}
+    assert plain(Grown(later=3)) == {"first": 1, "later": 3}
+    assert build(Grown, plain(Grown())) == Grown()
+    assert build(Grown, plain(Grown(later=3))) == Grown(later=3)

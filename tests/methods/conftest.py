@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from tests.tiny import randomised, tiny_unet
 from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
@@ -57,34 +57,14 @@ def vectors() -> Trajectory:
 @pytest.fixture
 def unet_model() -> Callable[..., QuantModel]:
     """Open the same tiny U-Net, freshly, W4A8 with quantized attention."""
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        state = _unet().state_dict()
-        state = {name: torch.randn_like(value) * 0.1 for name, value in state.items()}
 
     def make() -> QuantModel:
-        unet = _unet()
-        unet.load_state_dict(state)
+        unet = randomised(tiny_unet(), seed=5)
         found = architecture(unet)
-        return QuantModel.open(
-            unet, found, make_plan(unet, found, (Rule("*", weight=W4, input=A8, operands=OPERANDS),))
-        )
+        rules = (Rule("*", weight=W4, input=A8, operands=OPERANDS),)
+        return QuantModel.open(unet, found, make_plan(unet, found, rules))
 
     return make
-
-
-def _unet() -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    ).eval()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from halftone.formats import Affine, fake_quantize, parse
 from halftone.foundation.errors import CalibrationError
 from halftone.methods.contract import Run
 from halftone.methods.ranges.static import Static, thin
-from halftone.methods.reconstruct.learned_steps import LearnedStep, LearnedSteps
+from halftone.methods.reconstruct.learned_steps import LearnedStep, LearnedSteps, LearnedWeight
 from halftone.methods.rounding.nearest import Nearest
 from halftone.models.quant_model import QuantModel
 
@@ -37,7 +37,7 @@ def test_every_planned_site_gets_a_scale(unet_model: Callable[..., QuantModel], 
 
 def test_the_range_is_what_flows_through(joining: Callable[[], QuantModel], vectors: Trajectory, run: Run) -> None:
     model = joining()
-    model.split("layer", (8, 4))
+    model.assign("layer", replace(model.plan.quantized()["layer"], segments=(8, 4)))
     ranged(model, vectors, run, replace(RANGES, samples=64))
     spec = model.plan.quantized()["layer"].input
     parts = vectors.args[0].split([8, 4], dim=1)
@@ -140,7 +140,7 @@ def test_the_error_never_rises_and_steps_stay_positive(
     if method.inputs == "float":
         # The reported errors are those of the model as it is now.
         for unit in Walk(model, noise, 8, run.store(), quantized=False):
-            args, kwargs, target = unit.minibatch(FLOAT, torch.arange(8))
+            args, kwargs, (target,) = unit.minibatch(FLOAT, torch.arange(8))
             with torch.no_grad():
                 out = unit.module(*args, **kwargs)
             error = float((out - target).abs().pow(method.power).mean())
@@ -163,3 +163,58 @@ def test_weight_only_models_have_nothing_to_learn(
         report = method.apply(model, vectors, run)
         assert report.layers == {}
         assert "weights only" in report.notes[0]
+
+
+@pytest.mark.parametrize("segments", [(12,), (8, 4)])
+def test_a_learned_weight_starts_as_the_layer_and_moves_with_its_steps(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run, segments: tuple[int, ...]
+) -> None:
+    model = joining()
+    model.assign("layer", replace(model.plan.quantized()["layer"], segments=segments))
+    Nearest().apply(model, vectors, run)
+    layer = model.layer("layer")
+    learned = LearnedWeight(layer)
+    start = layer.dequantized_weight()
+    assert torch.equal(learned.weight(), start)
+    assert learned.theta.shape == (len(segments), 8)
+    with torch.no_grad():
+        learned.theta[-1, 3] = 0.5
+    changed = learned.weight().detach() / start
+    factor = torch.ones(8, 12)
+    factor[3, 12 - segments[-1] :] = torch.tensor(0.5).exp()
+    where = start != 0
+    assert torch.allclose(changed[where], factor[where])
+    learned.weight().sum().backward()
+    rows = start[:, 12 - segments[-1] :].sum(1)
+    rows[3] *= torch.tensor(0.5).exp()
+    # d/d theta of a step is what the step makes.
+    assert torch.allclose(learned.theta.grad[-1], rows, rtol=1e-4, atol=1e-5)
+
+
+def test_weight_steps_and_biases_are_learned_and_written(
+    unet_model: Callable[..., QuantModel], noise: Trajectory, run: Run
+) -> None:
+    model = ranged(unet_model(), noise, run)
+    paths = list(model.plan.quantized())
+    layers = [model.layer(path) for path in paths]
+    before = [(layer.codes(), layer.weight_affine(), layer.bias) for layer in layers]
+    kept = {path: bias.clone() for path, bias in model.biases.items() if bias is not None}
+    method = LearnedSteps(iterations=6, batch=8, lr=0.01, walk_batch=8, inputs="quantized", weights=True)
+    report = method.apply(model, noise, run).layers
+    assert all(facts["error"] <= facts["error_before"] for facts in report.values())
+    assert all(torch.equal(layer.codes(), codes) for layer, (codes, _, _) in zip(layers, before, strict=True))
+    assert all(torch.equal(model.biases[path], bias) for path, bias in kept.items()), "the float model has changed"
+    scales = [
+        not torch.equal(layer.weight_affine().scale, a.scale) for layer, (_, a, _) in zip(layers, before, strict=True)
+    ]
+    biases = [not torch.equal(layer.bias, b) for layer, (_, _, b) in zip(layers, before, strict=True) if b is not None]
+    assert sum(scales) > len(scales) / 2
+    assert sum(biases) > len(biases) / 2
+    assert not any(
+        layer.weight_trial or layer.taps or (layer.bias is not None and layer.bias.requires_grad) for layer in layers
+    )
+    plain = ranged(unet_model(), noise, run)
+    replace(method, weights=False).apply(plain, noise, run)
+    assert all(
+        torch.equal(plain.layer(p).weight_affine().scale, a.scale) for p, (_, a, _) in zip(paths, before, strict=True)
+    )

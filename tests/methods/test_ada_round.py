@@ -18,8 +18,9 @@ from halftone.calibrate.walk import QUANTIZED, Walk
 from halftone.formats import parse
 from halftone.formats.segments import along_weight
 from halftone.methods.contract import Run
+from halftone.methods.fit import UnitError
 from halftone.methods.reconstruct import ada_round
-from halftone.methods.reconstruct.ada_round import AdaRound, SoftRounding, unit_error
+from halftone.methods.reconstruct.ada_round import AdaRound, SoftRounding
 from halftone.methods.rounding.nearest import Nearest
 from halftone.models.quant_model import QuantModel
 from halftone.quant import QuantSpec
@@ -114,7 +115,7 @@ def test_the_regulariser_is_zero_only_when_everything_is_decided(segments: tuple
 
 def split(make: Callable[[], QuantModel], data: Trajectory, run: Run) -> QuantModel:
     model = make()
-    model.split("layer", (8, 4))
+    model.assign("layer", replace(model.plan.quantized()["layer"], segments=(8, 4)))
     Nearest("min_max").apply(model, data, run)
     return model
 
@@ -177,10 +178,10 @@ def test_block_error_is_never_above_nearest_rounding(
         Nearest("min_max").apply(again, noise, run)
         better = 0
         for unit in Walk(again, noise, 8, run.store()):
-            before = unit_error(unit, QUANTIZED, 8)
+            before = UnitError(unit, QUANTIZED).mean(8)
             for path in unit.layers:
                 again.layer(path).hold(found[path], again.layer(path).weight_affine(), again.plan.quantized()[path])
-            after = unit_error(unit, QUANTIZED, 8)
+            after = UnitError(unit, QUANTIZED).mean(8)
             assert after <= before * (1 + 1e-6), unit.path
             assert report.layers[unit.path]["error"] == pytest.approx(after, rel=1e-4)
             better += after < before

@@ -1,6 +1,7 @@
 """GPTQ: better than nearest rounding where inputs are correlated, the same where they are not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -117,7 +118,7 @@ def test_split_layers_keep_the_scales_of_their_parts(
     joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
 ) -> None:
     model = joining()
-    model.split("layer", (8, 4))
+    model.assign("layer", replace(model.plan.quantized()["layer"], segments=(8, 4)))
     Nearest().apply(model, vectors, run)
     affine = model.layer("layer").weight_affine()
     report = Gptq(walk_batch=16).apply(model, vectors, run).layers["layer"]

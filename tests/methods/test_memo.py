@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.comparison import identical
 
 from halftone.methods import contract
 from halftone.methods.contract import Run
@@ -22,10 +23,6 @@ def result() -> dict[str, torch.Tensor]:
 
 def refuse() -> dict[str, torch.Tensor]:
     raise AssertionError("computed again")
-
-
-def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
 def test_a_memo_is_what_was_computed(tmp_path: Path) -> None:

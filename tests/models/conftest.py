@@ -10,26 +10,12 @@ from diffusers import (
     DiTTransformer2DModel,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
-    UNet2DConditionModel,
     UNet2DModel,
 )
+from tests.tiny import NO_ATTENTION, randomised, tiny_conditional_unet, tiny_unet
 from torch import nn
 
-UNET: dict[str, Any] = {
-    "sample_size": 8,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (16, 32),
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-    "attention_head_dim": 8,
-}
-ATTENTION = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-CROSS: dict[str, Any] = {
-    "cross_attention_dim": 16,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
+RGB: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "block_out_channels": (16, 32)}
 DIT: dict[str, Any] = {
     "sample_size": 4,
     "patch_size": 2,
@@ -74,24 +60,19 @@ ODD_TABLE = """
 """
 
 TINY: dict[str, Callable[[], nn.Module]] = {
-    "UNet2DModel": lambda: UNet2DModel(**UNET, **ATTENTION),
-    "UNet2DModel without attention": lambda: UNet2DModel(
-        **UNET, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False
-    ),
-    "UNet2DModel with residual resampling": lambda: UNet2DModel(
-        **UNET, downsample_type="resnet", upsample_type="resnet", **ATTENTION
-    ),
-    "UNet2DModel with resnet blocks": lambda: UNet2DModel(
-        **UNET,
+    "UNet2DModel": lambda: tiny_unet(**RGB),
+    "UNet2DModel without attention": lambda: tiny_unet(blocks=NO_ATTENTION, **RGB),
+    "UNet2DModel with residual resampling": lambda: tiny_unet(**RGB, downsample_type="resnet", upsample_type="resnet"),
+    "UNet2DModel with resnet blocks": lambda: tiny_unet(
+        **RGB,
         down_block_types=("ResnetDownsampleBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "ResnetUpsampleBlock2D"),
     ),
-    "UNet2DModel with classes": lambda: UNet2DModel(**UNET, **ATTENTION, class_embed_type="timestep"),
-    "UNet2DModel with scale and shift": lambda: UNet2DModel(**UNET, **ATTENTION, resnet_time_scale_shift="scale_shift"),
-    "UNet2DConditionModel": lambda: UNet2DConditionModel(**UNET, **CROSS),
-    "UNet2DConditionModel like SDXL": lambda: UNet2DConditionModel(
-        **UNET,
-        **CROSS,
+    "UNet2DModel with classes": lambda: tiny_unet(**RGB, class_embed_type="timestep"),
+    "UNet2DModel with scale and shift": lambda: tiny_unet(**RGB, resnet_time_scale_shift="scale_shift"),
+    "UNet2DConditionModel": lambda: tiny_conditional_unet(**RGB),
+    "UNet2DConditionModel like SDXL": lambda: tiny_conditional_unet(
+        **RGB,
         use_linear_projection=True,
         transformer_layers_per_block=(1, 2),
         addition_embed_type="text_time",
@@ -113,31 +94,28 @@ TINY: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """Return the model with no parameter at zero, which some layers start from and which would hide mistakes."""
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.2)
-    return model.eval().requires_grad_(False)
+def make(name: str) -> nn.Module:
+    return randomised(TINY[name](), 0.2).requires_grad_(False)
 
 
 @pytest.fixture
 def tiny() -> Callable[[str], nn.Module]:
-    return lambda name: randomised(TINY[name]())
+    return make
 
 
 @pytest.fixture(params=TINY)
 def any_tiny(request: pytest.FixtureRequest) -> nn.Module:
-    return randomised(TINY[request.param]())
+    return make(request.param)
 
 
 @pytest.fixture
 def unet() -> UNet2DModel:
-    return randomised(TINY["UNet2DModel"]())  # type: ignore[return-value]
+    return make("UNet2DModel")  # type: ignore[return-value]
 
 
 @pytest.fixture
 def odd() -> nn.Module:
-    return randomised(OddDenoiser())
+    return randomised(OddDenoiser(), 0.2).requires_grad_(False)
 
 
 @pytest.fixture

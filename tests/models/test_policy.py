@@ -1,12 +1,17 @@
 """Policy: ordered rules from roles to specs. The last match wins, field by field; a rule that matches nothing is an error."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import FluxTransformer2DModel, UNet2DModel
+from tests.comparison import sqnr
 from torch import nn
 
+from halftone.foundation.build import build, plain
 from halftone.foundation.errors import CalibrationError, ConfigError, MatchError
 from halftone.models.policy import Plan, Rule, make_plan
 from halftone.models.quant_model import QuantModel
@@ -96,6 +101,99 @@ def test_a_rule_for_attention_needs_attention(odd: nn.Module, odd_table: Path) -
     assert plan(odd, Rule("*", weight=W4, operands=OPERANDS), table=odd_table).operands == {}
 
 
+def test_operands_of_self_and_cross_attention_apart(tiny: Callable[[str], nn.Module]) -> None:
+    model = tiny("UNet2DConditionModel")
+    rules = (Rule("*", weight=W4), Rule("attention.*", operands={"q": A8}), Rule("attention.cross", operands={"q": A6}))
+    made = plan(model, *rules)
+    assert made.operands
+    assert all(specs == {"q": A6 if path.endswith("attn2") else A8} for path, specs in made.operands.items())
+    assert {path.rpartition(".")[2] for path in made.operands} == {"attn1", "attn2"}
+    only = plan(model, Rule("*", weight=W4), Rule("attention.self", operands={"q": A8})).operands
+    assert {path.rpartition(".")[2] for path in only} == {"attn1"}
+
+
+def test_weights_of_self_and_cross_attention_apart(tiny: Callable[[str], nn.Module]) -> None:
+    made = plan(tiny("UNet2DConditionModel"), Rule("*", weight=W4), Rule("attention.cross.[kv]", weight=W8)).layers
+    wide = {path.rpartition(".transformer_blocks.0.")[2] for path, layer in made.items() if layer.scheme == Scheme(W8)}
+    assert wide == {"attn2.to_k", "attn2.to_v"}
+
+
+FLUX: dict[str, Any] = {
+    "in_channels": 4,
+    "num_layers": 1,
+    "num_single_layers": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 12,
+    "pooled_projection_dim": 10,
+    "axes_dims_rope": (2, 2, 4),
+}
+
+
+def test_operands_that_no_attention_can_hold_are_noted_where_the_rule_is_for_all() -> None:
+    model = FluxTransformer2DModel(**FLUX)
+    made = plan(model, Rule("*", weight=W4, operands=OPERANDS))
+    assert made.operands == {}
+    (note,) = made.notes
+    assert "5 FluxAttention stay float" in note
+    assert (
+        "(transformer_blocks.0.attn, single_transformer_blocks.0.attn, single_transformer_blocks.1.attn and 2 more)"
+        in note
+    )
+    assert plan(model, Rule("*", weight=W4)).notes == ()
+
+
+@pytest.mark.parametrize("glob", ["attention", "attention.self", "attention.*", "atten*"])
+def test_operands_that_no_attention_can_hold_are_an_error_where_the_rule_names_attention(glob: str) -> None:
+    model, rule = FluxTransformer2DModel(**FLUX), Rule(glob, operands=OPERANDS)
+    with pytest.raises(MatchError, match=r"operands: .*5 FluxAttention, which cannot\. No attention of this model can"):
+        plan(model, Rule("*", weight=W4), rule)
+    assert plan(model, Rule("*", weight=W4), replace(rule, optional=True)).operands == {}
+
+
+def test_a_model_where_only_some_attentions_hold_operands(unet: UNet2DModel) -> None:
+    unet.mid_block.attentions[0].processor = nn.Identity()
+    made = plan(unet, Rule("*", weight=W4), Rule("attention", operands=OPERANDS))
+    assert len(made.operands) == 3
+    (note,) = made.notes
+    assert "1 Attention stay float" in note
+    assert "(mid_block.attentions.0)" in note
+
+
+def test_operands_on_a_rule_that_reaches_layers_only(unet: UNet2DModel) -> None:
+    with pytest.raises(MatchError, match="got no attention. Those that can: attention, attention.self"):
+        plan(unet, Rule("*", weight=W4), Rule("attention.self.q", operands=OPERANDS))
+
+
+def test_a_rule_for_layers_that_reaches_attentions_only(unet: UNet2DModel) -> None:
+    with pytest.raises(MatchError, match="attention.self.q"):
+        plan(unet, Rule("*", weight=W4), Rule("attention", keep=True))
+    with pytest.raises(MatchError, match="attention.self.q"):
+        plan(unet, Rule("*", weight=W4), Rule("attention", keep=True, operands=OPERANDS))
+
+
+def test_a_rule_for_several_globs(unet: UNet2DModel) -> None:
+    made = plan(unet, Rule("*", weight=W4), Rule(("conv_*", "time.embed"), weight=W8)).layers
+    wide = {planned.role for planned in made.values() if planned.scheme == Scheme(W8)}
+    assert wide == {"conv_in", "conv_out", "time.embed"}
+    assert all((planned.scheme == Scheme(W8)) == (planned.role in wide) for planned in made.values())
+    with pytest.raises(MatchError, match="'conv_in, conv_on': .*no match for 'conv_on'"):
+        plan(unet, Rule("*", weight=W4), Rule(("conv_in", "conv_on"), weight=W8))
+    with pytest.raises(ConfigError, match="an empty list"):
+        Rule(())
+
+
+def test_several_globs_are_read_from_plain_data_and_written_back() -> None:
+    rule = build(Rule, {"roles": ["conv_*", "time.*"], "keep": True}, "policy.0")
+    assert rule.matches("conv_in")
+    assert rule.matches("time.embed")
+    assert not rule.matches("resnet.time")
+    assert plain(rule)["roles"] == ["conv_*", "time.*"]
+    assert plain(build(Rule, {"roles": "*"}, ""))["roles"] == "*"
+    with pytest.raises(ConfigError, match=r"policy\.0\.roles"):
+        build(Rule, {"roles": 3}, "policy.0")
+
+
 def test_unknown_operands_are_refused(unet: UNet2DModel) -> None:
     with pytest.raises(ConfigError, match="q, k, v, probs"):
         plan(unet, Rule("*", weight=W4, operands={"query": A8}))
@@ -160,14 +258,13 @@ def test_odd_layers_are_quantized_and_compute_in_float_on_demand(odd: nn.Module,
     args = (torch.randn(2, 3, 8, 8), torch.tensor([10, 900]))
     before = odd(*args)
     model = opened(odd, Rule("*", weight=W8), table=odd_table)
-    model.split("mix", (7, 10))
+    model.assign("mix", replace(model.plan.quantized()["mix"], segments=(7, 10)))
     for path in model.plan.quantized():
         model.layer(path).hold(*rounded(model, path))
     assert model.layer("mix").weight_scale.shape == (2, 7)
     after = odd(*args)
     assert not torch.equal(after, before)
-    error = (after - before).square().mean() / before.square().mean()
-    assert float(-10 * torch.log10(error)) > 25
+    assert sqnr(before, after) > 25
     with model.in_float():
         assert torch.equal(odd(*args), before)
     assert torch.equal(odd(*args), after)
@@ -175,3 +272,14 @@ def test_odd_layers_are_quantized_and_compute_in_float_on_demand(odd: nn.Module,
         partly = odd(*args)
     assert not torch.equal(partly, after)
     assert not torch.equal(partly, before)
+
+
+def test_a_layer_is_assigned_another_scheme(unet: UNet2DModel) -> None:
+    model = opened(unet, Rule("*", weight=W4, input=A8), Rule("conv_in", keep=True))
+    model.assign("conv_out", Scheme(W8, A6))
+    assert model.plan.quantized()["conv_out"] == Scheme(W8, A6)
+    assert model.plan.layers["conv_out"].role == "conv_out"
+    with pytest.raises(MatchError, match="conv_in.*stays float"):
+        model.assign("conv_in", Scheme(W8))
+    with pytest.raises(MatchError, match="Did you mean 'conv_out'"):
+        model.assign("conv_ou", Scheme(W8))

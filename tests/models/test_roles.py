@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DModel
+from tests.tiny import tiny_conditional_unet
 from torch import nn
 
 from halftone.foundation.errors import MatchError
+from halftone.models import roles
 from halftone.models.roles import QUANTIZABLE, architecture, table_of
 
 
@@ -39,8 +41,8 @@ def test_roles_of_a_unet(unet: UNet2DModel) -> None:
         "down_blocks.0.resnets.0.time_emb_proj": "resnet.time",
         "down_blocks.0.downsamplers.0.conv": "down.conv",
         "down_blocks.1.resnets.0.conv_shortcut": "resnet.shortcut",
-        "down_blocks.1.attentions.0.to_q": "attention.q",
-        "mid_block.attentions.0.to_out.0": "attention.out",
+        "down_blocks.1.attentions.0.to_q": "attention.self.q",
+        "mid_block.attentions.0.to_out.0": "attention.self.out",
         "mid_block.resnets.1.conv2": "resnet.conv2",
         "up_blocks.0.upsamplers.0.conv": "up.conv",
         "up_blocks.1.resnets.1.conv_shortcut": "resnet.shortcut",
@@ -59,7 +61,9 @@ def test_roles_of_a_unet(unet: UNet2DModel) -> None:
                 "conv_out": "conv_out",
                 "down_blocks.1.attentions.0.proj_in": "transformer.in",
                 "down_blocks.1.attentions.0.proj_out": "transformer.out",
-                "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": "attention.k",
+                "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k": "attention.self.k",
+                "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": "attention.cross.k",
+                "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0": "attention.cross.out",
                 "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj": "ff.up",
                 "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2": "ff.down",
                 "up_blocks.0.resnets.0.conv_shortcut": "resnet.shortcut",
@@ -69,20 +73,45 @@ def test_roles_of_a_unet(unet: UNet2DModel) -> None:
             "DiTTransformer2DModel",
             {
                 "pos_embed.proj": "conv_in",
-                "transformer_blocks.0.attn1.to_v": "attention.v",
+                "transformer_blocks.0.attn1.to_v": "attention.self.v",
                 "transformer_blocks.1.ff.net.2": "ff.down",
                 "proj_out_2": "conv_out",
             },
         ),
-        ("SD3Transformer2DModel", {"transformer_blocks.0.attn.add_k_proj": "attention.k"}),
+        # Joint attention over two streams counts as self-attention.
+        ("SD3Transformer2DModel", {"transformer_blocks.0.attn.add_k_proj": "attention.self.k"}),
+        ("PixArtTransformer2DModel", {"transformer_blocks.1.attn2.to_v": "attention.cross.v"}),
     ],
 )
 def test_inferred_roles(tiny: Callable[[str], nn.Module], name: str, expected: dict[str, str]) -> None:
     roles = architecture(tiny(name)).roles
     if table_of(name) is None:
         assert all(roles[path].inferred for path in expected)
-    # A condition's own attention may have a finer role.
     assert {path: roles[path].name for path in expected} == expected
+
+
+def test_what_is_cross_attention_is_asked_of_the_module_not_of_its_name() -> None:
+    # The first attention of each block reads the text here, as in the upscaler of Stable Diffusion.
+    roles = architecture(tiny_conditional_unet(only_cross_attention=True)).roles
+    assert {role.name for path, role in roles.items() if path.endswith("attn1.to_k")} >= {"attention.cross.k"}
+    assert not any(role.name == "attention.self.k" for path, role in roles.items() if path.startswith("down_blocks"))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1, self.attn2 = nn.Module(), nn.Module()
+        self.attn1.to_k, self.attn2.to_k = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+def test_a_glob_reaches_further_up_than_the_nearest_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    globs = {"Pair.attn2.to_k": "second", "Module.to_k": "any", "Sequential.*": "never"}
+    monkeypatch.setattr(roles, "_read", lambda text: (globs, frozenset()))
+    found = architecture(nn.Sequential(Pair())).roles
+    assert {path: role.name for path, role in found.items()} == {"0.attn1.to_k": "any", "0.attn2.to_k": "second"}
+    # The order of the globs decides, not the distance of the class.
+    globs = {"Sequential.*": "first", "Pair.attn2.to_k": "never"}
+    assert {role.name for role in architecture(nn.Sequential(Pair())).roles.values()} == {"first"}
 
 
 def test_layers_that_nobody_can_place_are_all_named(odd: nn.Module) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from tests.comparison import sqnr
 
 from halftone.formats import Affine
 from halftone.nn.attention import OPERANDS, AttentionOperands, QuantizedAttention, can_hold_operands, install_operands
@@ -44,11 +45,6 @@ def make(kind: str, processor: Callable[[], Any]) -> tuple[Attention, tuple[torc
     if mask is not None:
         called["attention_mask"] = torch.randn(mask) * 3
     return attention, (torch.randn(shape),), called
-
-
-def sqnr(wanted: torch.Tensor, found: torch.Tensor) -> float:
-    noise = (wanted - found).double().square().mean()
-    return float(10 * torch.log10(wanted.double().square().mean() / noise.clamp(min=1e-300)))
 
 
 # diffusers' plain processor knows no norm of q and k, and its fused one always scales: it never pairs these itself.

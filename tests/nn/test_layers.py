@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.comparison import sqnr
 from torch import nn
 
 from halftone.formats import Affine, fake_quantize, quantize
@@ -122,6 +123,26 @@ def test_codes_come_back_and_define_the_layer(kind: str, scheme: Scheme) -> None
     plain = nn.Linear(6, 8) if kind == "linear" else nn.Conv2d(6, 8, **CONVS[kind])
     plain.weight.data, plain.bias = rounded, bias
     assert torch.equal(mine(x), plain(x))
+
+
+@pytest.mark.parametrize("name", ["w4a8", "signed", "split"])
+def test_new_codes_leave_the_input_as_it_is(name: str) -> None:
+    mine = layer("linear")
+    codes, affine = hold(mine, SCHEMES[name])
+    before = mine.site_affine("input")
+    mine.hold(codes.flip(0), affine, SCHEMES[name])
+    after = mine.site_affine("input")
+    assert torch.equal(after.scale, before.scale)
+    assert torch.equal(after.zero_point, before.zero_point)
+
+
+@pytest.mark.parametrize("other", ["w4a32", "signed", "split"])
+def test_codes_of_another_scheme_leave_the_input_float(other: str) -> None:
+    mine = layer("linear")
+    codes, affine = hold(mine, SCHEMES["w4a8"])
+    split = Affine(affine.scale.repeat(2, 1), affine.zero_point.repeat(2, 1))
+    mine.hold(codes, split if other == "split" else affine, SCHEMES[other])
+    assert mine.site_affine("input") is None
 
 
 @pytest.mark.parametrize(("kind", "scheme"), cases())
@@ -269,8 +290,7 @@ def test_engines_are_set_on_every_quantized_layer() -> None:
         results[engine] = model(x)
         assert model[0].choice().kernel.engine in (engine, "simulate", "auto") or engine == "auto"
     for found in results.values():
-        noise = (found - results["simulate"]).square().mean()
-        assert float(10 * torch.log10(results["simulate"].square().mean() / noise.clamp(min=1e-30))) > 60
+        assert sqnr(results["simulate"], found) > 60
     set_engine(model, "warp")
     with pytest.raises(ConfigError, match="engine"):
         model(x)

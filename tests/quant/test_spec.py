@@ -1,11 +1,14 @@
 """From a range to an affine map: finite positive scales whatever the group, zero points on the grid, zero exact."""
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
 
 from halftone.formats import dequantize, fake_quantize, quantize
+from halftone.foundation.build import build, plain
 from halftone.foundation.errors import ConfigError, FormatError
 from halftone.quant import QuantSpec
 
@@ -104,3 +107,27 @@ def test_an_unknown_format_is_refused_at_once() -> None:
         QuantSpec("floaty")
     with pytest.raises(FormatError):
         QuantSpec("uint20")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"scale": "dynamic"}, {"scale": "per_step"}, {"scale": "per_step", "bins": 20}, {"bins": 4}, {"group": 64}],
+    ids=str,
+)
+def test_words_that_are_reserved_are_refused(words: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="not built yet"):
+        QuantSpec(**words)
+    with pytest.raises(ConfigError, match="not built yet"):
+        build(QuantSpec, {"format": "uint8", **words}, "policy.0.input")
+
+
+def test_a_mistyped_word_gets_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match=r"policy\.0\.input\.scale.*Did you mean 'dynamic'"):
+        build(QuantSpec, {"scale": "dynamc"}, "policy.0.input")
+
+
+def test_the_reserved_words_are_not_written_at_their_defaults() -> None:
+    spec = QuantSpec("uint4", "channel", scale="static", bins=1, group=0)
+    assert plain(spec) == {"format": "uint4", "granularity": "channel", "zero": "asymmetric"}
+    assert build(QuantSpec, plain(spec)) == spec
+    assert build(QuantSpec, {"scale": "static", "bins": 1, "group": 0}) == QuantSpec()

@@ -86,44 +86,6 @@ def test_unknown_and_wrong_keys(write: Callable[..., str], data: dict[str, Any],
         load(write(**data))
 
 
-WEIGHT_ONLY = [{"roles": "*", "weight": {"format": "uint4", "granularity": "channel"}}]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (
-            {"steps": {"gptq": {"method": "rounding/gptq"}, "ranges": {"method": "ranges/static"}}},
-            "nearest before rounding/gptq",
-        ),
-        (
-            {"steps": {"rec": {"method": "reconstruct/ada_round"}, "w": STEP, "ranges": {"method": "ranges/static"}}},
-            "nearest before reconstruct/ada_round",
-        ),
-        (
-            {
-                "steps": {
-                    "w": STEP,
-                    "learn": {"method": "reconstruct/learned_steps"},
-                    "ranges": {"method": "ranges/static"},
-                }
-            },
-            "ranges/ step before",
-        ),
-        (
-            {"steps": {"w": STEP, "split": {"method": "transforms/split_shortcut"}, "r": {"method": "ranges/static"}}},
-            "before rounding",
-        ),
-        ({"policy": WEIGHT_ONLY}, "weight-only policy"),
-        ({"steps": {"w": STEP}}, "policy quantizes inputs"),
-    ],
-    ids=["gptq first", "reconstruction first", "steps before ranges", "split late", "ranges for nothing", "no ranges"],
-)
-def test_contradictions(write: Callable[..., str], changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        load(write(**changed(**changes)))
-
-
 def test_extends_drop_and_set(write: Callable[..., str]) -> None:
     changes = {"steps.reconstruct.lr": 0.5, "policy.0.weight.format": "uint3", "calibration.samples": 3}
     recipe = load(_file(write, "child", extends="q-diffusion-w4a8", drop=["learn_steps"], set=changes))

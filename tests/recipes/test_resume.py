@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMPipeline
+from tests.comparison import identical
 
 from halftone.calibrate import record as recording
 from halftone.foundation.errors import ConfigError
 from halftone.methods import contract
 from halftone.methods.contract import Run
+from halftone.methods.fit import UnitError
 from halftone.methods.ranges.static import Static
 from halftone.methods.reconstruct.ada_round import AdaRound
 from halftone.methods.reconstruct.learned_steps import LearnedSteps
@@ -25,17 +27,15 @@ class Killed(BaseException):
     """Not an Exception, so that nothing on the way tidies up for it."""
 
 
-def recipe(shrunk: Callable[..., list[str]], name: str = "q-diffusion-w4a8") -> Recipe:
-    return load(name, "demo", [*shrunk(load(name, "demo"), 3)])
+def recipe(shrunk: Callable[..., list[str]], *changes: str) -> Recipe:
+    name = "q-diffusion-w4a8"
+    quick = ("steps.weights.range=min_max", "steps.activations.range=min_max")
+    return load(name, "demo", [*shrunk(load(name, "demo"), 3), *quick, *changes])
 
 
 def state_after(pipe: DDIMPipeline, recipe: Recipe, run: Run, resume: bool = False) -> dict[str, torch.Tensor]:
     run_recipe(pipe, recipe, 3, run, resume)
     return {name: value.clone() for name, value in pipe.unet.state_dict().items()}
-
-
-def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
 
 
 def dies(function: Callable[..., Any], call: int, late: bool = False) -> Callable[..., Any]:
@@ -59,26 +59,23 @@ MOMENTS = {
     "while recording": (recording._Hook, "__call__", 2, False),
     "before the trajectory is saved": (recording, "_join", 1, True),
     "between two layers of a block": (Gptq, "_round", 9, False),
-    "middle of a block": (AdaRound, "_error_with", 5, True),
+    "middle of a block": (UnitError, "loss", 5, True),
     "while a memo is written": (contract, "save_file", 60, True),
     "while ranges are fitted": (Static, "apply", 1, True),
-    "in the optimizer of steps": (LearnedSteps, "_loss", 30, True),
+    "in the optimizer of steps": (UnitError, "loss", 84, True),
 }
 
 
-_REFERENCE: dict[str, torch.Tensor] = {}
-_WORK: list[Path] = []
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which ``uninterrupted`` leaves its work."""
+    return tmp_path_factory.mktemp("whole")
 
 
-@pytest.fixture
-def uninterrupted(
-    make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, torch.Tensor]:
-    """The result of a run that nothing disturbed, computed once; its work lies in ``_WORK[0]``."""
-    if not _REFERENCE:
-        _WORK.append(tmp_path_factory.mktemp("whole"))
-        _REFERENCE.update(state_after(make_pipe(), recipe(shrunk), Run(seed=1, work=_WORK[0])))
-    return _REFERENCE
+@pytest.fixture(scope="module")
+def uninterrupted(make_pipe: Maker, shrunk: Callable[..., list[str]], finished: Path) -> dict[str, torch.Tensor]:
+    """The result of a run that nothing disturbed."""
+    return state_after(make_pipe(), recipe(shrunk), Run(seed=1, work=finished))
 
 
 @pytest.mark.parametrize(("owner", "name", "call", "late"), MOMENTS.values(), ids=MOMENTS)
@@ -118,7 +115,11 @@ def test_killed_twice(
 
 
 def test_a_resumed_run_computes_only_the_rest(
-    make_pipe: Maker, shrunk: Callable[..., list[str]], uninterrupted: dict, monkeypatch: pytest.MonkeyPatch
+    make_pipe: Maker,
+    shrunk: Callable[..., list[str]],
+    uninterrupted: dict[str, torch.Tensor],
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a run that had ended nothing is left to compute."""
     for owner, name in (
@@ -128,7 +129,7 @@ def test_a_resumed_run_computes_only_the_rest(
         (recording._Hook, "__call__"),
     ):
         monkeypatch.setattr(owner, name, dies(getattr(owner, name), 1))
-    assert identical(state_after(make_pipe(), recipe(shrunk), Run(seed=1, work=_WORK[0]), resume=True), uninterrupted)
+    assert identical(state_after(make_pipe(), recipe(shrunk), Run(seed=1, work=finished), resume=True), uninterrupted)
 
 
 def test_memory_bounds_and_a_place_for_work_change_no_result(
@@ -145,29 +146,30 @@ def test_another_seed_is_another_result(
     assert not identical(state_after(make_pipe(), recipe(shrunk), Run(seed=2)), uninterrupted)
 
 
-def begin(make_pipe: Maker, mine: Recipe, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start a run and kill it."""
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+@pytest.fixture(scope="module")
+def killed(make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work of a run that was killed; whoever is refused leaves it as it is."""
+    work = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
         patched.setattr(AdaRound, "_reconstruct", dies(AdaRound._reconstruct, 2))
-        run_recipe(make_pipe(), mine, 3, Run(seed=1, work=work))
+        run_recipe(make_pipe(), recipe(shrunk), 3, Run(seed=1, work=work))
+    return work
 
 
 def test_unfinished_work_is_not_touched_without_being_asked(
-    make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_pipe: Maker, shrunk: Callable[..., list[str]], killed: Path
 ) -> None:
-    begin(make_pipe, recipe(shrunk), tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="--resume"):
-        run_recipe(make_pipe(), recipe(shrunk), 3, Run(seed=1, work=tmp_path))
+        run_recipe(make_pipe(), recipe(shrunk), 3, Run(seed=1, work=killed))
 
 
 @pytest.mark.parametrize("difference", ["recipe", "seed", "steps", "model", "prompts"])
 def test_the_work_of_another_run_is_refused(
-    difference: str, make_pipe: Maker, shrunk: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    difference: str, make_pipe: Maker, shrunk: Callable[..., list[str]], killed: Path
 ) -> None:
-    begin(make_pipe, recipe(shrunk), tmp_path, monkeypatch)
-    pipe, mine, run, steps, each = make_pipe(), recipe(shrunk), Run(seed=1, work=tmp_path), 3, None
+    pipe, mine, run, steps, each = make_pipe(), recipe(shrunk), Run(seed=1, work=killed), 3, None
     if difference == "recipe":
-        mine = load("q-diffusion-w4a8", "demo", [*shrunk(mine), "steps.reconstruct.lr=0.7"])
+        mine = recipe(shrunk, "steps.reconstruct.lr=0.7")
     elif difference == "seed":
         run.seed = 2
     elif difference == "steps":

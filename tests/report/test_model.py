@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import UNet2DModel
+from tests.tiny import NO_ATTENTION, pipeline, tiny_unet
 
 import halftone
 from halftone.evaluate.bench import disk_bytes
@@ -16,19 +16,7 @@ from halftone.report.pieces import read_pieces
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        add_attention=False,
-    )
-    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+    pipe = pipeline(tiny_unet(blocks=NO_ATTENTION))
     few = ["calibration.samples=4", "calibration.batch=4"]
     result = halftone.quantize(pipe, "rtn-w4a8", steps=2, budget="demo", overrides=few)
     out = tmp_path_factory.mktemp("model")

@@ -47,7 +47,7 @@ def describe(
         elif isinstance(module, nn.Linear | nn.Conv2d):
             ignore.append(path)
         elif isinstance(module, AttentionOperands):
-            specs = {site: spec for site, spec in module.site_specs.items() if module.site_affine(site) is not None}
+            specs = {site: spec for site, spec in module.site_specs.items() if module.is_quantized(site)}
             if specs:
                 operands[path.removesuffix(f".{_OPERANDS_NAME}")] = specs
     if not schemes:
@@ -75,7 +75,7 @@ def _refuse_unfinished(path: str, module: nn.Module) -> None:
 def _scheme(layer: QuantizedLayer) -> Scheme:
     assert layer.scheme is not None
     segments = layer.scheme.segments if len(layer.scheme.segments) > 1 else ()
-    given = layer.scheme.input if layer.site_affine("input") is not None else None
+    given = layer.scheme.input if layer.is_quantized("input") else None
     return Scheme(layer.scheme.weight, given, segments)
 
 

@@ -11,25 +11,30 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from halftone.calibrate.samples import Stop, is_number, sample_leaves
 from halftone.calibrate.sampling import batches, last_step, protocol, quiet
 from halftone.calibrate.select_contract import AbstractSelect
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.progress import Progress
 from halftone.foundation.seeds import generator
-from halftone.models.denoiser import denoiser
-
-
-class _Stop(Exception):
-    """Raised by the hook once everything wanted from this batch has been seen."""
+from halftone.models.denoiser import denoiser, refuse_cache
+from halftone.models.precision import as_float
 
 
 class _Hook:
-    """Keeps the rows that are wanted of each call. The call index is counted here, per pipeline call, from 0."""
+    """Keeps the rows that are wanted of each call. The call index is counted here, per pipeline call, from 0.
 
-    def __init__(self, wanted: dict[int, int]) -> None:
-        self.wanted, self.last = wanted, max(wanted)
-        self.kept: dict[int, list[tuple[tuple, dict]]] = {index: [] for index in wanted}
+    Attributes:
+        batched: for each leaf of a call whether it has samples; the others are kept whole, and once.
+        first: the leaves of the first call kept, and the structure of all.
+        kept: by call index, the wanted rows of the leaves that have samples.
+    """
+
+    def __init__(self, wanted: dict[int, int], batched: tuple[bool, ...]) -> None:
+        self.wanted, self.last, self.batched = wanted, max(wanted), batched
+        self.kept: dict[int, list[list[torch.Tensor]]] = {index: [] for index in wanted}
+        self.first: tuple[list[Any], pytree.TreeSpec] | None = None
         self.missing = dict(wanted)
         self.index = 0
         self.trajectories = 1  # of the pipeline call that runs
@@ -46,25 +51,46 @@ class _Hook:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         left = self.missing.get(self.index, 0)
         if left:
-            rows = max(leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if _is_batched(leaf))
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            self._check(leaves, spec)
+            samples = [leaf for leaf, has in zip(leaves, self.batched, strict=True) if has]
+            rows = max(leaf.shape[0] for leaf in samples if leaf.ndim)
             take = min(left, rows)
-            # A copy: schedulers may reuse the memory. One timestep for the whole batch becomes one for each row.
             order = self._by_trajectory(rows)[:take]
-            row = lambda leaf: _rows(leaf, rows)[order.to(leaf.device)].detach().to("cpu", copy=True)  # noqa: E731
-            tree = pytree.tree_map(lambda leaf: row(leaf) if isinstance(leaf, torch.Tensor) else leaf, (args, kwargs))
-            self.kept[self.index].append(tree)
+            # A copy: schedulers may reuse the memory. One timestep for the whole batch becomes one for each row.
+            self.kept[self.index].append([_copy(_rows(leaf, rows)[order.to(leaf.device)]) for leaf in samples])
             self.missing[self.index] = left - take
         self.index += 1
         if self.index > self.last:
-            raise _Stop
+            raise Stop
+
+    def _check(self, leaves: list[Any], spec: pytree.TreeSpec) -> None:
+        """Make sure that the call is like the first one, and its constants those of the first one."""
+        if self.first is None:
+            self.first = [_copy(leaf) for leaf in leaves], spec
+        before, structure = self.first
+        expected = "calls that differ in their samples only"
+        if spec != structure:
+            raise CalibrationError("calibration", expected, "other inputs in a later call")
+        for i, (leaf, old, has) in enumerate(zip(leaves, before, self.batched, strict=True)):
+            if not has and not _same(_copy(leaf), old):
+                name = pytree.keystr(pytree.tree_leaves_with_path(pytree.tree_unflatten(leaves, spec))[i][0])
+                raise CalibrationError("calibration", expected, f"another constant at {name} in a later call")
 
 
-def _is_batched(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
+def _copy(leaf: Any) -> Any:
+    """Return a copy of a tensor on the CPU, 16-bit floats widened to float32, in which methods compute; others as they are."""
+    return as_float(leaf.detach().to("cpu", copy=True)) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    return a == b if isinstance(a, (str, int, float)) else True
 
 
 def _rows(leaf: torch.Tensor, rows: int) -> torch.Tensor:
-    return leaf.reshape(1).expand(rows) if leaf.numel() == 1 and leaf.ndim <= 1 else leaf
+    return leaf.reshape(1).expand(rows) if is_number(leaf) else leaf
 
 
 def count_calls(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any]) -> int:
@@ -104,15 +130,18 @@ def record(
         call: further pipeline arguments (``eta``, ``guidance_scale``).
 
     Raises:
-        CalibrationError: no samples asked for, or inputs that are NaN or constant.
+        CalibrationError: no samples asked for, an enabled cache, inputs that are NaN or constant, or that differ between calls in
+            more than their samples.
     """
+    refuse_cache(denoiser(pipe))
     if samples < 1 or steps < 1:
         raise CalibrationError("calibration", "at least one sample and one step", f"{samples} samples, {steps} steps")
     first = next(batches(pipe, 1, seed, 1, {k: list(v)[:1] for k, v in (each or {}).items()}, call))
     calls = count_calls(pipe, steps, first)
     chosen = select.choose(calls, samples, generator(seed, "calibration", "select"))
     wanted = dict(sorted(Counter(chosen.tolist()).items()))
-    hook = _Hook(wanted)
+    two = next(batches(pipe, 2, seed, 2, {k: list(v)[:1] * 2 for k, v in (each or {}).items()}, call))
+    hook = _Hook(wanted, sample_leaves(pipe, steps, first, two if batch > 1 else None))
     most = max(wanted.values())
     repeated = {k: [v[i % len(v)] for i in range(most)] for k, v in (each or {}).items()}
     handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
@@ -122,7 +151,7 @@ def record(
             for arguments in batches(pipe, most, seed, batch, repeated, call, "calibration"):
                 before, hook.index = sum(hook.missing.values()), 0
                 hook.trajectories = len(arguments["generator"])
-                with contextlib.suppress(_Stop):
+                with contextlib.suppress(Stop):
                     pipe(**arguments, num_inference_steps=steps, output_type="np")
                 task.advance(before - sum(hook.missing.values()))
                 if not any(hook.missing.values()):
@@ -153,14 +182,12 @@ def _plain_config(scheduler: Any) -> dict[str, Any]:
 
 
 def _join(hook: _Hook, wanted: dict[int, int], identity: dict[str, Any]) -> Trajectory:
-    trees = [tree for index in wanted for tree in hook.kept[index]]
-    if not trees:
+    calls = [leaves for index in wanted for leaves in hook.kept[index]]
+    if hook.first is None or not calls:
         raise CalibrationError("calibration", "denoiser calls", "none")
-    leaves = [pytree.tree_leaves(tree) for tree in trees]
-    spec = pytree.tree_structure(trees[0])
-    joined = [
-        torch.cat(column) if isinstance(column[0], torch.Tensor) else column[0] for column in zip(*leaves, strict=True)
-    ]
+    leaves, spec = hook.first
+    samples = (torch.cat(column) for column in zip(*calls, strict=True))
+    joined = [next(samples) if has else leaf for leaf, has in zip(leaves, hook.batched, strict=True)]
     args, kwargs = pytree.tree_unflatten(joined, spec)
-    calls = torch.tensor([index for index, count in wanted.items() for _ in range(count)])
-    return Trajectory(args, kwargs, calls, identity)
+    steps = torch.tensor([index for index, count in wanted.items() for _ in range(count)])
+    return Trajectory(args, kwargs, steps, identity, hook.batched)

@@ -18,24 +18,32 @@ class Trajectory:
     """Samples of the inputs that a sampler gives to a denoiser, taken from many calls.
 
     Attributes:
-        args, kwargs: the call's trees; every tensor leaf is ``[N, ...]`` (timesteps too), other leaves are constants.
+        args, kwargs: the call's trees. A leaf with samples is ``[N, ...]`` (timesteps too); other leaves are constants, the same
+            in every call, such as Flux's ``img_ids`` ``[tokens, 3]``.
         calls: int64 ``[N]``, the index of the call (0 = noisiest) that each sample comes from.
         identity: what the samples depend on (sampler, steps, guidance, seed ...); stored in the artifact.
+        batched: for each leaf of ``(args, kwargs)`` whether it has samples; empty, every tensor has.
     """
 
     args: tuple
     kwargs: dict
     calls: torch.Tensor
     identity: dict[str, Any]
+    batched: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.batched:
+            leaves = pytree.tree_leaves((self.args, self.kwargs))
+            object.__setattr__(self, "batched", tuple(isinstance(leaf, torch.Tensor) for leaf in leaves))
 
     def __len__(self) -> int:
         return len(self.calls)
 
     def rows(self, index: torch.Tensor | slice) -> tuple[tuple, dict]:
         """Return the call ``(args, kwargs)`` for the samples at ``index``."""
-        return pytree.tree_map(
-            lambda leaf: leaf[index] if isinstance(leaf, torch.Tensor) else leaf, (self.args, self.kwargs)
-        )
+        leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
+        cut = [leaf[index] if has else leaf for leaf, has in zip(leaves, self.batched, strict=True)]
+        return pytree.tree_unflatten(cut, spec)
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> list[torch.Tensor]:
         """Return index tensors of exactly ``size`` samples each; shuffled when a generator is given.
@@ -56,7 +64,12 @@ class Trajectory:
         leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
         tensors = {f"leaf.{i}": leaf.contiguous() for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
         constants = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}
-        described = {"tree": pytree.treespec_dumps(spec), "constants": constants, "identity": self.identity}
+        described = {
+            "tree": pytree.treespec_dumps(spec),
+            "constants": constants,
+            "identity": self.identity,
+            "batched": self.batched,
+        }
         partial = path.with_suffix(".partial")
         save_file({**tensors, "calls": self.calls}, partial, metadata={"trajectory": json.dumps(described)})
         partial.replace(path)
@@ -72,15 +85,15 @@ class Trajectory:
         found |= {int(name.removeprefix("leaf.")): tensor for name, tensor in tensors.items()}
         spec = pytree.treespec_loads(described["tree"])
         args, kwargs = pytree.tree_unflatten([found[i] for i in range(len(found))], spec)
-        return cls(args, kwargs, calls, described["identity"])
+        return cls(args, kwargs, calls, described["identity"], tuple(described.get("batched", ())))
 
     def check(self) -> None:
-        """Raise a CalibrationError when an input is NaN, infinite, or the same in every sample and element."""
-        for leaf in pytree.tree_leaves((self.args, self.kwargs)):
+        """Raise a CalibrationError when an input is NaN, infinite, or (if it has samples) the same in every sample and element."""
+        for leaf, has in zip(pytree.tree_leaves((self.args, self.kwargs)), self.batched, strict=True):
             if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
                 continue
             if not torch.isfinite(leaf).all():
                 fix = "The float model diverges under this sampler; try more steps or another scheduler."
                 raise CalibrationError("calibration", "finite inputs", "NaN or infinity", fix)
-            if leaf.ndim > 1 and leaf.numel() > 1 and bool((leaf == leaf.flatten()[0]).all()):
+            if has and leaf.ndim > 1 and leaf.numel() > 1 and bool((leaf == leaf.flatten()[0]).all()):
                 raise CalibrationError("calibration", "inputs that vary", f"the constant {leaf.flatten()[0]:g}")

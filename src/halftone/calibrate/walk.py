@@ -16,8 +16,11 @@ from torch.utils import _pytree as pytree
 from halftone.calibrate.store import Store
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.errors import CalibrationError
+from halftone.models.denoiser import refuse_cache
+from halftone.models.precision import as_float
 from halftone.models.quant_model import QuantModel
-from halftone.models.tape import Entry, fill, pairs, record
+from halftone.models.sample_axis import sample_axis
+from halftone.models.tape import Entry, Slot, fill, pairs, record
 
 Environment = dict[int, torch.Tensor]
 FLOAT, QUANTIZED = 0, 1
@@ -33,6 +36,9 @@ class Unit:
         calls: by stream, one ``(args, kwargs)`` per batch. ``FLOAT`` is what the float model feeds it, ``QUANTIZED`` what the model
             quantized so far does.
         targets: one output tree per batch, of the float unit on float inputs.
+        batch: samples in each.
+        steps: int64 ``[N]``, the index of the denoiser call (0 = noisiest) that each sample comes from.
+        batched: for each leaf of a call and its target whether its first axis is that of the samples; None when they are elsewhere.
     """
 
     path: str
@@ -41,36 +47,37 @@ class Unit:
     calls: tuple[list[tuple[tuple, dict]], list[tuple[tuple, dict]]]
     targets: list[Any]
     batch: int
+    steps: torch.Tensor
+    batched: list[bool | None]
 
     def __len__(self) -> int:
         return len(self.targets) * self.batch
 
-    def minibatch(self, stream: int, index: torch.Tensor) -> tuple[tuple, dict, torch.Tensor]:
-        """Return ``(args, kwargs, target)`` for the samples at ``index`` ``[b]``, in float32."""
+    def minibatch(self, stream: int, index: torch.Tensor) -> tuple[tuple, dict, list[torch.Tensor]]:
+        """Return ``(args, kwargs, targets)`` for the samples at ``index`` ``[b]``, in float32; targets as :func:`outputs`.
+
+        Raises:
+            CalibrationError: a tensor of the unit does not have one row a sample.
+        """
         where = [(int(i) // self.batch, int(i) % self.batch) for i in index]
         trees = [(self.calls[stream][b], self.targets[b]) for b, _ in where]
-        leaves = [pytree.tree_leaves(tree) for tree in trees]
         joined = []
-        for column in zip(*leaves, strict=True):
-            if isinstance(column[0], torch.Tensor) and column[0].ndim and column[0].shape[0] == self.batch:
-                rows = torch.stack([leaf[row] for leaf, (_, row) in zip(column, where, strict=True)])
-                joined.append(rows.float() if rows.is_floating_point() else rows)
-            else:
-                joined.append(column[0])
-        (args, kwargs), target = pytree.tree_unflatten(joined, pytree.tree_structure(trees[0]))
-        return args, kwargs, first_tensor(target)
+        for has, *column in zip(self.batched, *map(pytree.tree_leaves, trees), strict=True):
+            if has is None:
+                shape = tuple(column[0].shape)
+                expected = "inputs and outputs with one row a sample along their first axis"
+                raise CalibrationError(self.path, expected, f"{shape} for {self.batch} samples")
+            joined.append(
+                torch.stack([leaf[row] for leaf, (_, row) in zip(column, where, strict=True)]) if has else column[0]
+            )
+        (args, kwargs), target = as_float(pytree.tree_unflatten(joined, pytree.tree_structure(trees[0])))
+        return args, kwargs, outputs(target)
 
 
-def first_tensor(tree: Any) -> torch.Tensor:
-    """Return the first tensor of an output tree: what a unit's error is measured on."""
-    return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor))
-
-
-def as_float(tree: Any) -> Any:
-    """Return the tree with bfloat16 tensors, as a store keeps them, widened to float32."""
-    return pytree.tree_map(
-        lambda leaf: leaf.float() if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bfloat16 else leaf, tree
-    )
+def outputs(tree: Any) -> list[torch.Tensor]:
+    """Return the floating tensors of an output tree in order: what a unit's error is measured on."""
+    leaves = pytree.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
 class Walk:
@@ -84,13 +91,19 @@ class Walk:
     """
 
     def __init__(self, model: QuantModel, data: Trajectory, batch: int, store: Store, quantized: bool = True) -> None:
+        refuse_cache(model.module)
         self.model, self.store, self.batch = model, store, min(batch, len(data))
         self.indices = data.batches(self.batch)
         self.data = data
         self.streams = (FLOAT, QUANTIZED) if quantized else (FLOAT,)
-        args, kwargs = data.rows(self.indices[0])
+        self.steps = data.calls[torch.cat(self.indices)]
+        index = self.indices[0]
+        other = index[1:] if self.batch > 1 else index.repeat(2)
         with model.in_float():
-            self.tape = record(model.module, model.architecture.is_unit, args, kwargs)
+            self.tape, again = (
+                record(model.module, model.architecture.is_unit, *data.rows(rows)) for rows in (index, other)
+            )
+        self.axis = sample_axis(self.tape, self.batch, again, len(other))
 
     def __len__(self) -> int:
         return len(self.tape.units())
@@ -141,7 +154,9 @@ class Walk:
         # A unit that is called again (DiT's first block lends its embedding to the head) was decided the first time.
         if path not in visited and (layers or not self.model.layers_in(path)):
             visited.update((path, *layers))
-            yield Unit(path, module, layers, (calls[FLOAT], last), kept, self.batch)
+            leaves = pytree.tree_leaves(((entry.args, entry.kwargs), entry.out))
+            batched = [self.axis.of(leaf.index) if isinstance(leaf, Slot) else False for leaf in leaves]
+            yield Unit(path, module, layers, (calls[FLOAT], last), kept, self.batch, self.steps, batched)
         if QUANTIZED in self.streams:
             with torch.no_grad():
                 for batch, call in zip(environments, calls[QUANTIZED], strict=True):

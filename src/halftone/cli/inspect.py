@@ -67,6 +67,7 @@ def _human(found: "Inspection") -> str:
         kinds = sorted({f"{each.site} {each.format}" for each in found.operands})
         places = len({each.path for each in found.operands})
         lines.append(f"Attention operands, simulated in {places} attentions: {', '.join(kinds)}")
+    lines += _left_float(found)
     kernels = ", ".join(f"{count} on {name}" for name, count in totals["by_kernel"].items())
     lines.append(f"{totals['layers']} layers: {kernels}; {totals['inferred_roles']} roles inferred")
     stored = counted["codes"] + counted["scales"] + counted["zero_points"] + counted["float"]
@@ -81,6 +82,19 @@ def _human(found: "Inspection") -> str:
             verdict = f"BEYOND the tolerance: {_some(totals['disagreeing'])}"
         lines.append(f"Largest difference from simulate: {totals['largest_difference']:.1e}; {verdict}")
     return "\n".join(lines)
+
+
+def _left_float(found: "Inspection") -> list[str]:
+    """Return lines about what no rule reached, and what a rule reached in vain."""
+    lines = [f"Note: {note}" for note in found.notes]
+    lines += [f"Float beside it: {each.path} ({each.kind}), {size(each.bytes)}" for each in found.float_denoisers]
+    if found.without_role:
+        kinds: dict[str, list[str]] = {}
+        for each in found.without_role:
+            kinds.setdefault(each.kind, []).append(f"{each.path} {'x'.join(map(str, each.shape))}")
+        lines.append(f"Float without a role, {size(sum(each.bytes for each in found.without_role))}:")
+        lines += [f"  {kind}: {_some(paths)}" for kind, paths in kinds.items()]
+    return lines
 
 
 def _row(layer: "LayerFacts") -> list[str]:

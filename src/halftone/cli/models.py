@@ -82,7 +82,7 @@ def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> None:
 
     module = denoiser(pipe)
     layers = [layer for _, layer in quantized_layers(module)]
-    require(engine, weight_only=all(layer.site_affine("input") is None for layer in layers))
+    require(engine, weight_only=not any(layer.is_quantized("input") for layer in layers))
     if not layers:
         raise ConfigError("--engine", "a quantized model", "a float one, which runs on PyTorch's own kernels")
     set_engine(module, engine)

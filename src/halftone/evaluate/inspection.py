@@ -15,6 +15,7 @@ from halftone.foundation.build import plain
 from halftone.foundation.seeds import generator
 from halftone.kernels.library.reference import Reference
 from halftone.models.denoiser import denoiser
+from halftone.models.left_float import LeftFloat, float_denoisers, without_role
 from halftone.models.roles import QUANTIZABLE, architecture
 from halftone.nn import AttentionOperands, QuantizedLayer
 
@@ -84,6 +85,9 @@ class Inspection:
     Attributes:
         recipe, trajectory: what its artifact says about its making; None for a float model.
         sizes: see :func:`halftone.artifact.sizes`.
+        without_role: weights that no rule of a policy can reach.
+        float_denoisers: components that are called at the sampling steps too, and are float.
+        notes: what the policy asked for and the model could not have.
     """
 
     model: str
@@ -92,6 +96,9 @@ class Inspection:
     layers: tuple[LayerFacts, ...]
     operands: tuple[OperandFacts, ...]
     sizes: dict[str, int] = field(default_factory=dict)
+    without_role: tuple[LeftFloat, ...] = ()
+    float_denoisers: tuple[LeftFloat, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def totals(self) -> dict[str, Any]:
@@ -104,6 +111,7 @@ class Inspection:
             "by_kernel": dict(Counter(layer.kernel or "float" for layer in self.layers)),
             "by_arithmetic": dict(Counter(layer.arithmetic for layer in self.layers)),
             "simulated_operands": len(self.operands),
+            "without_role": len(self.without_role),
             "largest_difference": max((layer.difference or 0.0 for layer in measured), default=None),
             "disagreeing": [layer.path for layer in measured if not layer.agrees],
         }
@@ -136,10 +144,19 @@ def inspect_model(target: DiffusionPipeline | nn.Module, agreement: bool = True)
         for path, module in model.named_modules()
         if isinstance(module, AttentionOperands)
         for site, spec in module.site_specs.items()
-        if module.site_affine(site) is not None
+        if module.is_quantized(site)
     )
-    recipe = str(said.recipe.get("name", "unnamed")) if said else None
-    return Inspection(type(model).__name__, recipe, said.trajectory if said else None, layers, operands, sizes(model))
+    return Inspection(
+        type(model).__name__,
+        str(said.recipe.get("name", "unnamed")) if said else None,
+        said.trajectory if said else None,
+        layers,
+        operands,
+        sizes(model),
+        without_role(model, roles),
+        () if isinstance(target, nn.Module) else float_denoisers(target),
+        tuple(map(str, said.notes.get("left_float") or ())) if said else (),
+    )
 
 
 def _roles(model: nn.Module, stored: dict[str, str]) -> dict[str, tuple[str, bool]]:
@@ -158,7 +175,6 @@ def _facts(path: str, module: nn.Module, role: str, inferred: bool, agreement: b
         dtype = str(weight.dtype).removeprefix("torch.")
         return LayerFacts(path, role, inferred, kind, tuple(weight.shape), dtype, dtype, (), None, "float", {}, spent)
     choice, scheme = module.choice(), module.scheme
-    quantized_input = scheme.input is not None and module.site_affine("input") is not None
     return LayerFacts(
         path=path,
         role=role,
@@ -166,7 +182,7 @@ def _facts(path: str, module: nn.Module, role: str, inferred: bool, agreement: b
         kind=kind,
         shape=module.weight_shape,
         weight=scheme.weight.format,
-        input=scheme.input.format if quantized_input and scheme.input else "float",
+        input=scheme.input.format if scheme.input and module.is_quantized("input") else "float",
         segments=scheme.segments if len(scheme.segments) > 1 else (),
         kernel=choice.name,
         arithmetic=choice.kernel.arithmetic,

@@ -28,6 +28,10 @@ _EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 # JSON has no infinities: `plain` writes YAML's names for them and `build` reads them back.
 _NOT_FINITE = {".inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 
+# Metadata of a field that ``plain`` leaves out while it has its default: one that came later, so that what was written before it
+# and what is written without it are the same bytes.
+UNSAID_BY_DEFAULT = types.MappingProxyType({"unsaid by default": True})
+
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
     """Return an instance of the dataclass ``cls`` made from ``data``.
@@ -52,14 +56,19 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON-safe data: the inverse of ``build``.
 
-    Dataclasses become dicts of their fields, tuples lists, paths and keys strings, NumPy scalars Python ones, and
-    infinities and NaN the strings ``.inf``, ``-.inf`` and ``.nan``.
+    Dataclasses become dicts of their fields (those with the metadata ``UNSAID_BY_DEFAULT`` only where they differ from their
+    default), tuples lists, paths and keys strings, NumPy scalars Python ones, and infinities and NaN the strings ``.inf``,
+    ``-.inf`` and ``.nan``.
 
     Raises:
         TypeError: the value holds something that is not data, a tensor for example.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        return {
+            field.name: plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if _is_said(field, value)
+        }
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -73,6 +82,11 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{type(value).__name__} is not plain data: {value!r:.80}")
+
+
+def _is_said(field: dataclasses.Field, owner: Any) -> bool:
+    unsaid = field.metadata.get("unsaid by default", False) and getattr(owner, field.name) == field.default
+    return field.init and not unsaid
 
 
 def override(data: Any, assignments: list[str], new_keys: bool = False) -> Any:

@@ -21,6 +21,8 @@ class Operation:
         input_format: None when the activations stay float (weight-only).
         padding: as ``torch.nn.Conv2d`` keeps it (a pair, or ``"same"``/``"valid"``);
             zeros are padded unless ``padding_mode`` says else.
+        input_scale: where the input's scale comes from: ``static`` (it is among the operands), ``dynamic`` (from the input
+            itself) or ``per_step`` (a table over the timestep). A kernel refuses what it does not know.
     """
 
     kind: Literal["linear", "conv2d"]
@@ -35,6 +37,7 @@ class Operation:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros"
+    input_scale: Literal["static", "dynamic", "per_step"] = "static"
 
 
 @dataclass(frozen=True)

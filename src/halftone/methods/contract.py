@@ -73,10 +73,29 @@ class Run:
         return Store(self.memory if self.work else None, folder, self.keep)
 
 
+# Words for what a method leaves behind that another one can build on.
+WEIGHT_SCALES = "weight_scales"  # every planned layer holds codes and weight scales
+INPUT_SCALES = "input_scales"  # every planned activation site has a scale
+
+
 class AbstractMethod(ABC):
-    """A frozen dataclass whose fields are the hyper-parameters; ``paper`` says where the mechanism is described."""
+    """A frozen dataclass whose fields are the hyper-parameters.
+
+    Class attributes:
+        paper: where the mechanism is described.
+        needs: what earlier steps of the recipe must have given. A need of ``input_scales`` is void where the policy quantizes no
+            input.
+        gives: what a recipe has after this step.
+        before: what no earlier step may have given.
+
+    The last three are words such as ``weight_scales`` and ``input_scales``, or of one's own where two methods of a package belong
+    together. A recipe whose order contradicts them is refused before any work is done.
+    """
 
     paper: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:

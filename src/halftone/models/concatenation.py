@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from halftone.models.precision import as_float, narrow, widen
 from halftone.models.roles import QUANTIZABLE
 
 
@@ -33,7 +34,7 @@ class _CatWatch(TorchFunctionMode):
 def concatenated_inputs(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, tuple[int, ...]]:
     """Return, for each linear or convolution fed directly by a channel concatenation, the channels of its parts in order.
 
-    One call of the model with ``args``, ``kwargs`` is watched; nothing is computed from names.
+    One call of the model with ``args``, ``kwargs`` is watched, in float32; nothing is computed from names.
     """
     watch, found, hooks = _CatWatch(), {}, []
 
@@ -47,10 +48,13 @@ def concatenated_inputs(model: nn.Module, args: tuple, kwargs: dict) -> dict[str
     for path, module in model.named_modules():
         if isinstance(module, QUANTIZABLE):
             hooks.append(module.register_forward_pre_hook(look(path)))
+    args, kwargs = as_float((args, kwargs))
+    dtypes = widen(model)
     try:
         with torch.no_grad(), watch:
             model(*args, **kwargs)
     finally:
+        narrow(model, dtypes)
         for hook in hooks:
             hook.remove()
     return found

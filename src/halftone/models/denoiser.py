@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from halftone.foundation.errors import ConfigError
+from halftone.foundation.errors import CalibrationError, ConfigError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -30,3 +30,25 @@ def named_denoiser(pipe: "DiffusionPipeline") -> tuple[str, nn.Module]:
 def denoiser(pipe: "DiffusionPipeline") -> nn.Module:
     """Return the module that is called at each sampling step; raises as :func:`named_denoiser`."""
     return named_denoiser(pipe)[1]
+
+
+def other_denoisers(pipe: "DiffusionPipeline") -> dict[str, nn.Module]:
+    """Return what else is called at the sampling steps, by name: a second expert (``transformer_2``), a ControlNet."""
+    chosen, _ = named_denoiser(pipe)
+    return {
+        name: module
+        for name, module in pipe.components.items()
+        if isinstance(module, nn.Module)
+        and name != chosen
+        and (name in _DENOISERS or name.rpartition("_")[0] in _DENOISERS or name.startswith("controlnet"))
+    }
+
+
+def refuse_cache(network: nn.Module) -> None:
+    """Raise a CalibrationError when the denoiser has a cache enabled (diffusers' ``CacheMixin``).
+
+    Blocks that answer with what they computed at an earlier step would be measured and fitted on inputs they do not have.
+    """
+    if getattr(network, "is_cache_enabled", False):
+        fix = "Call its disable_cache() before quantizing; enable_cache() works on the result."
+        raise CalibrationError(type(network).__name__, "a denoiser that computes every call", "an enabled cache", fix)

@@ -1,36 +1,52 @@
 """Policy: ordered rules from roles to specs, and the plan they make for one model."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from halftone.foundation.errors import ConfigError, MatchError
+from halftone.models.attentions import ANY, FoundAttention, attentions
 from halftone.models.roles import Architecture
 from halftone.nn import Scheme
-from halftone.nn.attention import OPERANDS, can_hold_operands
+from halftone.nn.attention import OPERANDS
 from halftone.quant import QuantSpec
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to the layers whose role matches the glob ``roles``. Later rules override the fields they name.
+    """What happens to the layers whose role matches ``roles``. Later rules override the fields they name.
 
     Attributes:
+        roles: a glob of roles, or several of which one must match.
         weight, input: the specs; an absent one is left as earlier rules said.
         keep: stay float altogether (or, false: take back an earlier keep).
         float_input: the weights are quantized, the input is not.
-        operands: specs of attention operands by name (``q``, ``k``, ``v``, ``probs``); matched against the role ``attention``.
+        operands: specs of attention operands by name (``q``, ``k``, ``v``, ``probs``); matched against the roles ``attention``,
+            ``attention.self`` and ``attention.cross``. An attention that cannot hold them is noted in the plan where the rule is
+            for ``*``, and an error where the rule reaches no other.
         optional: allowed to match nothing. Otherwise that is an error.
     """
 
-    roles: str
+    roles: str | tuple[str, ...]
     weight: QuantSpec | None = None
     input: QuantSpec | None = None
     keep: bool | None = None
     float_input: bool | None = None
     operands: dict[str, QuantSpec] | None = None
     optional: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.globs:
+            raise ConfigError("policy rule: roles", "a glob or a list of globs", "an empty list", 'All roles are "*".')
+
+    @property
+    def globs(self) -> tuple[str, ...]:
+        return (self.roles,) if isinstance(self.roles, str) else self.roles
+
+    def matches(self, role: str) -> bool:
+        return any(fnmatchcase(role, glob) for glob in self.globs)
 
 
 @dataclass(frozen=True)
@@ -45,10 +61,17 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a model: layers by path, and the operand specs of each attention by path."""
+    """The plan of a model.
+
+    Attributes:
+        layers: by path.
+        operands: specs of each attention's operands, by the attention's path.
+        notes: what the policy asks for and the model cannot have, in sentences.
+    """
 
     layers: dict[str, Planned]
     operands: dict[str, dict[str, QuantSpec]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def quantized(self) -> dict[str, Scheme]:
         """Return the schemes of the layers that are to be quantized."""
@@ -59,7 +82,7 @@ def _scheme(role: str, rules: tuple[Rule, ...]) -> Scheme | None:
     weight = inputs = None
     keep = float_input = False
     for rule in rules:
-        if fnmatchcase(role, rule.roles):
+        if rule.matches(role):
             weight, inputs = rule.weight or weight, rule.input or inputs
             keep = keep if rule.keep is None else rule.keep
             float_input = float_input if rule.float_input is None else rule.float_input
@@ -72,31 +95,57 @@ def make_plan(model: nn.Module, found: Architecture, rules: tuple[Rule, ...]) ->
     """Return what ``rules`` make of the model's roles.
 
     Raises:
-        MatchError: a rule that matches no role, unless it is optional.
+        MatchError: a glob that matches no role, or operands that no attention can hold, unless the rule is optional.
         ConfigError: a rule with unknown operands, or a policy that quantizes nothing.
     """
-    attentions = [path for path, module in model.named_modules() if can_hold_operands(module)]
     names = {role.name for role in found.roles.values()}
-    matchable = names | ({"attention"} if attentions else set())
+    known = attentions(model, found)
     for rule in rules:
-        unknown = set(rule.operands or ()) - set(OPERANDS)
-        if unknown:
-            raise ConfigError(
-                f"policy rule '{rule.roles}'.operands", "any of " + ", ".join(OPERANDS), ", ".join(unknown)
-            )
-        hit = any(fnmatchcase(name, rule.roles) for name in matchable)
-        if not hit and not rule.optional:
-            raise MatchError(
-                f"policy rule '{rule.roles}'",
-                "a role of this model",
-                "no match",
-                f"Its roles: {', '.join(sorted(matchable))}.",
-            )
+        _check(rule, names, known)
     layers = {p: Planned(p, r.name, r.inferred, _scheme(r.name, rules)) for p, r in found.roles.items()}
     if not any(planned.scheme for planned in layers.values()):
         raise ConfigError("policy", "at least one quantized layer", "none", "Give a rule a weight spec.")
-    specs: dict[str, QuantSpec] = {}
-    for rule in rules:
-        if rule.operands and fnmatchcase("attention", rule.roles):
-            specs.update(rule.operands)
-    return Plan(layers, {path: dict(specs) for path in attentions if specs})
+    specs: dict[str, dict[str, QuantSpec]] = {}
+    unable: dict[str, list[str]] = {}
+    for each in known:
+        wanted = {site: spec for rule in rules if _reaches(rule, each) for site, spec in (rule.operands or {}).items()}
+        if wanted and each.holds:
+            specs[each.path] = wanted
+        elif wanted:
+            unable.setdefault(each.kind, []).append(each.path)
+    return Plan(layers, specs, tuple(_note(kind, paths) for kind, paths in unable.items()))
+
+
+def _reaches(rule: Rule, attention: FoundAttention) -> bool:
+    return rule.operands is not None and (rule.matches(ANY) or rule.matches(attention.role))
+
+
+def _check(rule: Rule, names: set[str], known: list[FoundAttention]) -> None:
+    """Refuse a rule that would do nothing, wholly or in a part that it names."""
+    where = f"policy rule '{', '.join(rule.globs)}'"
+    unknown = set(rule.operands or ()) - set(OPERANDS)
+    if unknown:
+        raise ConfigError(f"{where}.operands", "any of " + ", ".join(OPERANDS), ", ".join(unknown))
+    if rule.optional:
+        return
+    if rule.operands and "*" not in rule.globs and not any(each.holds and _reaches(rule, each) for each in known):
+        reached = Counter(each.kind for each in known if _reaches(rule, each))
+        got = ", ".join(f"{count} {kind}, which cannot" for kind, count in reached.items()) or "no attention"
+        roles = ", ".join(sorted({ANY, *(each.role for each in known if each.holds)}))
+        fix = f"Those that can: {roles}." if any(each.holds for each in known) else "No attention of this model can."
+        raise MatchError(f"{where}.operands", "an attention that can hold quantized operands", got, fix)
+    # Operands belong to attentions; everything else that a rule says, to layers.
+    matchable = names | ({ANY, *(each.role for each in known)} if rule.operands else set())
+    lost = [glob for glob in rule.globs if not any(fnmatchcase(name, glob) for name in matchable)]
+    about_layers = (rule.weight, rule.input, rule.keep, rule.float_input) != (None,) * 4
+    if lost or (about_layers and not any(rule.matches(name) for name in names)):
+        got = "no match" + (f" for '{lost[0]}'" if lost and len(rule.globs) > 1 else "")
+        raise MatchError(where, "a role of this model", got, f"Its roles: {', '.join(sorted(names))}.")
+
+
+def _note(kind: str, paths: list[str]) -> str:
+    some = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    return (
+        f"the operands of {len(paths)} {kind} stay float, although the policy quantizes them: only diffusers' Attention with "
+        f"its plain processor can hold them ({some})"
+    )

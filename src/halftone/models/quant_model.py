@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from halftone.foundation.errors import CalibrationError
+from halftone.foundation.errors import CalibrationError, MatchError
 from halftone.models.policy import Plan
+from halftone.models.precision import narrow, widen
 from halftone.models.roles import Architecture
-from halftone.models.surgery import replace_layers
-from halftone.nn import AttentionOperands, QuantizedLayer
+from halftone.models.surgery import nearest_path, replace_layers
+from halftone.nn import AttentionOperands, QuantizedLayer, Scheme
 from halftone.nn.attention import install_operands
 from halftone.nn.layers import set_engine
 from halftone.nn.sites import SiteOwner, sites
@@ -26,6 +27,7 @@ class QuantModel:
         module: the denoiser; its planned layers are :class:`QuantizedLayer`, float at first.
         originals, biases: the float weight and bias of every planned layer, by path.
         concatenated: channels of the parts, for layers fed by a concatenation.
+        dtypes: what the 16-bit tensors of the denoiser were, by name; until :meth:`close` they are float32.
     """
 
     module: nn.Module
@@ -34,10 +36,11 @@ class QuantModel:
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
     biases: dict[str, nn.Parameter | None] = field(default_factory=dict)
     concatenated: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @classmethod
     def open(cls, module: nn.Module, architecture: Architecture, plan: Plan) -> "QuantModel":
-        """Replace the planned layers of ``module`` in place (they still compute in float) and return the model.
+        """Replace the planned layers of ``module`` in place (they still compute in float, in float32) and return the model.
 
         Raises:
             CalibrationError: a weight that is NaN or infinite.
@@ -52,7 +55,7 @@ class QuantModel:
         replace_layers(module, paths)
         for path, specs in plan.operands.items():
             install_operands(module.get_submodule(path), specs)
-        model = cls(module.eval().requires_grad_(False), architecture, plan)
+        model = cls(module.eval().requires_grad_(False), architecture, plan, dtypes=widen(module))
         model.originals = {path: model.layer(path).weight.data for path in paths}
         model.biases = {path: model.layer(path).bias for path in paths}
         return model
@@ -65,11 +68,18 @@ class QuantModel:
         """Return the paths of the planned layers at or inside ``unit``."""
         return [path for path in self.plan.quantized() if path == unit or path.startswith(unit + ".")]
 
-    def split(self, path: str, segments: tuple[int, ...]) -> None:
-        """Plan separate scales for consecutive groups of input channels of the layer at ``path``."""
-        planned = self.plan.layers[path]
-        assert planned.scheme is not None
-        self.plan.layers[path] = replace(planned, scheme=replace(planned.scheme, segments=segments))
+    def assign(self, path: str, scheme: Scheme) -> None:
+        """Plan ``scheme`` (other formats, other segments) for the layer at ``path``; rounding it again makes it so.
+
+        Raises:
+            MatchError: the policy does not quantize a layer of that path.
+        """
+        planned = self.plan.layers.get(path)
+        if planned is None or planned.scheme is None:
+            got = "none" if planned is None else "a layer that stays float"
+            fix = nearest_path(path, self.plan.quantized())
+            raise MatchError(f"layer '{path}'", "a layer that the policy quantizes", got, fix)
+        self.plan.layers[path] = replace(planned, scheme=scheme)
 
     def activation_sites(self, unit: str = "") -> Iterator[tuple[str, SiteOwner, str]]:
         """Yield ``(path, owner, site)`` of every planned activation site at or inside ``unit`` ("" = the model)."""
@@ -103,6 +113,8 @@ class QuantModel:
     def close(self) -> nn.Module:
         """Check that every planned layer holds codes and every planned site a scale, and let go of the float weights.
 
+        What stayed float is then in the denoiser's own dtype again.
+
         Raises:
             CalibrationError: the recipe left something float.
         """
@@ -110,10 +122,11 @@ class QuantModel:
             if self.layer(path).scheme is None:
                 raise CalibrationError(path, "codes", "a float weight", "The recipe has no step that rounds weights.")
         for path, owner, site in self.activation_sites():
-            if owner.site_affine(site) is None:
+            if not owner.is_quantized(site):
                 fix = "The recipe has no step that sets activation ranges."
                 raise CalibrationError(f"{path}.{site}", "a scale", "none", fix)
         self.originals.clear()
         self.biases.clear()
+        narrow(self.module, self.dtypes)
         set_engine(self.module, "auto")
         return self.module

@@ -60,15 +60,22 @@ def _first(globs: dict[str, str], text: str) -> str | None:
     return next((role for glob, role in globs.items() if fnmatchcase(text, glob)), None)
 
 
+def _title(module: nn.Module) -> str:
+    """Return the class name by which a glob knows ``module``, with ``:cross`` where it says that it is a cross-attention."""
+    cross = getattr(module, "is_cross_attention", False) is True
+    return type(module).__name__ + (":cross" if cross else "")
+
+
 def _structural(model: nn.Module, path: str, globs: dict[str, str]) -> str | None:
-    """Return the role that the nearest enclosing class gives; ``FeedForward.net.2`` counts from each ancestor in turn."""
+    """Return the role of the first glob that fits the path as seen from any of the modules around it.
+
+    ``FeedForward.net.2`` counts from each of them, so a glob can reach as far up as it needs: of ``attn2.to_k`` inside a
+    ``BasicTransformerBlock``, ``BasicTransformerBlock.attn2.to_k`` is asked as well as ``Attention.to_k``.
+    """
     parts = path.split(".")
-    for depth in range(len(parts) - 1, -1, -1):
-        owner = model.get_submodule(".".join(parts[:depth])) if depth else model
-        found = _first(globs, f"{type(owner).__name__}.{'.'.join(parts[depth:])}")
-        if found:
-            return found
-    return None
+    owners = [model.get_submodule(".".join(parts[:depth])) if depth else model for depth in range(len(parts))]
+    seen = [f"{_title(owner)}.{'.'.join(parts[depth:])}" for depth, owner in enumerate(owners)]
+    return next((role for glob, role in globs.items() if any(fnmatchcase(text, glob) for text in seen)), None)
 
 
 def architecture(model: nn.Module, table: Path | None = None) -> Architecture:

@@ -54,12 +54,13 @@ class Entry:
 
 @dataclass
 class Tape:
-    """Entries in execution order, with the trees of slots of the call's inputs and output."""
+    """Entries in execution order, with the trees of slots of the call's inputs and output, and the shape of each slot's tensor."""
 
     args: tuple
     kwargs: dict
     entries: list[Entry]
     output: Any
+    shapes: list[torch.Size]
 
     def units(self) -> list[str]:
         """Return the module paths of the units in execution order."""
@@ -156,7 +157,8 @@ def record(model: nn.Module, is_unit: Callable[[str, nn.Module], bool], args: tu
         in_args, in_kwargs = as_slots(args), as_slots(kwargs)
         with torch.no_grad(), recorder:
             output = model(*args, **kwargs)
-        tape = Tape(in_args, in_kwargs, recorder.entries, recorder.seen(output))
+        shapes = [tensor.shape for tensor in recorder.alive]
+        tape = Tape(in_args, in_kwargs, recorder.entries, recorder.seen(output), shapes)
     finally:
         for hook in hooks:
             hook.remove()

@@ -33,7 +33,7 @@ class AttentionOperands(SiteOwner):
     @property
     def active(self) -> bool:
         """True once a site is quantized or tapped; until then the fused float attention may run."""
-        return bool(self.taps) or any(self.site_affine(site) is not None for site in self.site_specs)
+        return bool(self.taps) or any(map(self.is_quantized, self.site_specs))
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         exact = dict(self._buffers)

@@ -110,10 +110,13 @@ class QuantizedLayer(SiteOwner):
     def hold(self, codes: torch.Tensor, affine: Affine, scheme: Scheme) -> None:
         """Enter the quantized state: ``codes`` uint8 of :attr:`weight_shape`, weight ``affine`` ``[S, out]``.
 
-        The input stays float until :meth:`set_site_affine` gives the site ``input`` its scale.
+        Where the scheme says of the input what it said before, the site ``input`` keeps its numbers. Otherwise it is float until
+        :meth:`set_site_affine` gives it a scale.
         """
-        self.set_site_affine("input", None)
+        same = self.scheme and (self.scheme.input, self.scheme.segments) == (scheme.input, scheme.segments)
+        site = self.site_affine("input") if same else None
         self._enter(scheme, pack(codes.flatten(1), scheme.weight.bits))
+        self.set_site_affine("input", site)
         self.register_buffer("weight_scale", affine.scale.detach().float().clone())
         if scheme.weight.zero == "asymmetric":
             # As its code: the zero point of a signed format may be negative.
@@ -172,7 +175,7 @@ class QuantizedLayer(SiteOwner):
         """Return the kernel chosen for this layer under :attr:`engine`, with the refusals of faster ones."""
         if self._choice is None:
             operation = self.operation()
-            if self.site_affine("input") is None:
+            if not self.is_quantized("input"):
                 operation = replace(operation, input_format=None)
             self._choice = choose(self.engine, operation, self.operands())
         return self._choice
@@ -184,7 +187,7 @@ class QuantizedLayer(SiteOwner):
             return super().forward(x)
         if self._prepared is None:
             choice, operation = self.choice(), self.operation()
-            if self.site_affine("input") is None:
+            if not self.is_quantized("input"):
                 operation = replace(operation, input_format=None)
             self._prepared = choice.kernel.prepare(operation, self.operands())
         return self._prepared(x)
@@ -231,7 +234,13 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc] # each base 
         assert self.scheme is not None
         input_format = self.scheme.input.number_format if self.scheme.input else None
         return Operation(
-            "linear", self.in_features, self.out_features, self.segments, self.scheme.weight.number_format, input_format
+            "linear",
+            self.in_features,
+            self.out_features,
+            self.segments,
+            self.scheme.weight.number_format,
+            input_format,
+            input_scale=self.scheme.input.scale if self.scheme.input else "static",
         )
 
     def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -266,6 +275,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
             dilation=_pair(self.dilation),
             groups=self.groups,
             padding_mode=self.padding_mode,
+            input_scale=self.scheme.input.scale if self.scheme.input else "static",
         )
 
     def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -28,11 +28,15 @@ class SiteOwner(nn.Module):
     def _init_sites(self) -> None:
         self.site_specs, self.site_segments, self.taps = {}, {}, {}
 
+    def is_quantized(self, site: str) -> bool:
+        """Return whether the site rounds what passes it. A static site does once it has its scale."""
+        return getattr(self, f"{site}_scale", None) is not None
+
     def site_affine(self, site: str) -> Affine | None:
         """Return the site's affine ``[S]``, or None while it is float."""
-        scale = getattr(self, f"{site}_scale", None)
-        if scale is None:
+        if not self.is_quantized(site):
             return None
+        scale = getattr(self, f"{site}_scale")
         stored = getattr(self, f"{site}_zero_point", None)
         if stored is not None:
             return Affine(scale, self.site_specs[site].number_format.decode(stored))

@@ -1,12 +1,15 @@
 """How one tensor is quantized, and the scale that follows from a range."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from halftone.formats import AbstractFormat, Affine, parse
+from halftone.foundation.build import UNSAID_BY_DEFAULT
 from halftone.foundation.errors import ConfigError
+
+ScaleSource = Literal["static", "dynamic", "per_step"]
 
 # Scales below this would overflow their reciprocal in float32; a group of zeros or denormals gets it.
 SMALLEST_SCALE = 1e-12
@@ -21,13 +24,27 @@ class QuantSpec:
         granularity: ``tensor`` (one scale) or ``channel`` (one for each output channel; weights only).
         zero: ``asymmetric`` (zero point from the range), ``symmetric`` (fixed at the grid's middle), or ``none`` (zero is code 0;
             for softmax outputs, which must represent 0 exactly and are never negative).
+        scale: where the scale comes from: ``static`` (found once, stored), ``dynamic`` (from the tensor itself, each time) or
+            ``per_step`` (a stored table over the timestep). Dynamic scales and tables are reserved words: not built yet.
+        bins: rows of a table of scales over the timestep; reserved.
+        group: input channels that share a scale, 0 for all of them (or for those of a segment); reserved.
+
+    Raises:
+        ConfigError: a format that cannot serve the zero mode, or a word that is reserved.
     """
 
     format: str = "uint8"
     granularity: Literal["tensor", "channel"] = "tensor"
     zero: Literal["asymmetric", "symmetric", "none"] = "asymmetric"
+    scale: ScaleSource = field(default="static", metadata=UNSAID_BY_DEFAULT)
+    bins: int = field(default=1, metadata=UNSAID_BY_DEFAULT)
+    group: int = field(default=0, metadata=UNSAID_BY_DEFAULT)
 
     def __post_init__(self) -> None:
+        for name, built in (("scale", "static"), ("bins", 1), ("group", 0)):
+            if getattr(self, name) != built:
+                fix = "The word is reserved: files and kernels know it, but nothing computes it."
+                raise ConfigError(f"{name} of a spec", f"{built}", f"{getattr(self, name)}, not built yet", fix)
         if not self.number_format.low <= 0 <= self.number_format.high:
             raise ConfigError(f"format '{self.format}'", "a grid that holds zero")
         if self.number_format.high - self._fixed_zero_point() <= 0:

@@ -21,7 +21,8 @@ from halftone.methods.contract import Run, StepReport
 from halftone.models.concatenation import concatenated_inputs
 from halftone.models.denoiser import denoiser
 from halftone.models.fingerprint import fingerprint
-from halftone.models.policy import make_plan
+from halftone.models.left_float import float_denoisers
+from halftone.models.policy import Plan, make_plan
 from halftone.models.quant_model import QuantModel
 from halftone.models.roles import architecture
 from halftone.nn import QuantizedLayer
@@ -30,7 +31,12 @@ from halftone.recipes.recipe import Recipe
 
 @dataclass
 class Quantized:
-    """The outcome of a recipe: the denoiser (changed in place) and what happened."""
+    """The outcome of a recipe: the denoiser (changed in place) and what happened.
+
+    Attributes:
+        layers: facts by path.
+        left_float: what stays float although the policy, or the reader, may think otherwise; sentences.
+    """
 
     module: nn.Module
     recipe: Recipe
@@ -38,6 +44,7 @@ class Quantized:
     reports: dict[str, StepReport] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_float: list[str] = field(default_factory=list)
 
     def roles(self) -> dict[str, str]:
         """Return every layer's role by path; inferred ones end in ``?``."""
@@ -51,6 +58,7 @@ class Quantized:
             "steps": {name: plain(report) for name, report in self.reports.items()},
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "layers": self.layers,
+            "left_float": self.left_float,
         }
 
 
@@ -86,6 +94,9 @@ def run_recipe(
     began = time.monotonic()
     data = _trajectory(pipe, recipe, steps, run, each)
     result = Quantized(module, recipe, data.identity, seconds={"record": time.monotonic() - began})
+    result.left_float = _left_float(pipe, plan)
+    for sentence in result.left_float:
+        run.progress.say(f"note: {sentence}")
     first = data.rows(slice(0, 1))
     concatenated = concatenated_inputs(module, *first)
     model = QuantModel.open(module, found, plan)
@@ -98,6 +109,14 @@ def run_recipe(
     result.layers = _layers(model)
     model.close()
     return result
+
+
+def _left_float(pipe: DiffusionPipeline, plan: Plan) -> list[str]:
+    others = [
+        f"the component '{each.path}' ({each.kind}) stays float: a recipe quantizes one denoiser"
+        for each in float_denoisers(pipe)
+    ]
+    return [*plan.notes, *others]
 
 
 def _layers(model: QuantModel) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """A recipe: policy, calibration and steps, read strictly from YAML."""
 
 import copy
-import pkgutil
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -9,17 +8,15 @@ from typing import Any, Literal
 
 import yaml
 
-from halftone import methods
 from halftone.foundation.build import assigned, build, override
 from halftone.foundation.errors import ConfigError, suggest
-from halftone.foundation.registry import find
-from halftone.foundation.registry import names as registered
 from halftone.methods.contract import AbstractMethod
 from halftone.models.policy import Rule
+from halftone.recipes.order import check_order
+from halftone.recipes.rooms import method_class
 
 BUDGETS = ("demo", "fast", "paper")
 _LIBRARY = "halftone.recipes.library"
-ROOMS = tuple(sorted(room.name for room in pkgutil.iter_modules(methods.__path__) if room.ispkg))
 _INHERITANCE = ("extends", "drop", "set")
 
 
@@ -79,7 +76,7 @@ class Recipe:
         made = {name: _method(name, dict(step)) for name, step in self.steps.items()}
         if not made:
             raise ConfigError(f"recipe {self.name}: steps", "at least one", "none")
-        _check_order(self, [step["method"] for step in self.steps.values()])
+        check_order(f"recipe {self.name}: steps", self.policy, made)
         return made
 
 
@@ -88,31 +85,7 @@ def _method(name: str, step: dict[str, Any]) -> AbstractMethod:
     described = step.pop("method", None)
     if not isinstance(described, str) or described.count("/") != 1:
         raise ConfigError(f"{where}.method", "room/name, such as rounding/nearest", repr(described))
-    room, method = described.split("/")
-    if room not in ROOMS:
-        raise ConfigError(f"{where}.method", "a room of methods", room, suggest(room, ROOMS))
-    return build(find(f"halftone.methods.{room}", method), step, where)
-
-
-def _check_order(recipe: Recipe, methods: list[str]) -> None:
-    """Refuse recipes that contradict themselves before any work is done."""
-    rounds = [i for i, m in enumerate(methods) if m == "rounding/nearest"]
-    ranges = [i for i, m in enumerate(methods) if m.startswith("ranges/")]
-    wants_input = any((rule.input or rule.operands) and not rule.float_input for rule in recipe.policy)
-    where = f"recipe {recipe.name}: steps"
-    for i, method in enumerate(methods):
-        if method in ("rounding/gptq", "reconstruct/ada_round") and not any(j < i for j in rounds):
-            raise ConfigError(where, "rounding/nearest before " + method, "none", "It gives the scales that are kept.")
-        learns = method == "reconstruct/learned_steps"
-        if learns and wants_input and not any(j < i for j in ranges):
-            raise ConfigError(where, "a ranges/ step before " + method, "none", "It gives the steps to start from.")
-        if method == "transforms/split_shortcut" and any(j < i for j in rounds):
-            raise ConfigError(where, "transforms before rounding", "split_shortcut after it")
-    floats = any(rule.float_input and rule.roles == "*" for rule in recipe.policy)
-    if ranges and not wants_input:
-        raise ConfigError(where, "a policy with an input spec", "activation ranges for a weight-only policy")
-    if wants_input and not floats and not ranges:
-        raise ConfigError(where, "a ranges/ step", "none, but the policy quantizes inputs")
+    return build(method_class(described, f"{where}.method"), step, where)
 
 
 def names() -> list[str]:
@@ -182,8 +155,3 @@ def _read(source: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"recipe {source}", "a mapping", type(data).__name__)
     return data
-
-
-def methods_by_room() -> dict[str, list[str]]:
-    """Return every method's name by room, for help texts."""
-    return {room: registered(f"halftone.methods.{room}") for room in ROOMS}

@@ -21,6 +21,8 @@ class FloatWeight(AbstractKernel):
     tolerance: ClassVar[float] = 1e-6
 
     def refusal(self, operation: Operation, operands: Operands) -> str | None:
+        if operation.input_scale != "static":
+            return f"the input scale is {operation.input_scale}, not static"
         if operation.input_format is not None or operands.input is not None:
             return "the layer's input is quantized"
         return None

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from halftone.formats import dequantize, fake_quantize
 from halftone.formats.segments import along_input, along_weight
+from halftone.foundation.errors import KernelError
 from halftone.kernels.contract import AbstractKernel, Operands, Operation, Prepared
 
 
@@ -50,6 +51,8 @@ class Reference(AbstractKernel):
         return None
 
     def prepare(self, operation: Operation, operands: Operands) -> Prepared:
+        if operation.input_scale != "static":
+            raise KernelError("reference", "a static input scale", f"{operation.input_scale}, not built yet")
         call = float_call(operation, dequantized_weight(operation, operands), operands.bias)
         if operands.input is None or operation.input_format is None:
             return lambda x: call(x.float()).to(x.dtype)

@@ -29,6 +29,8 @@ class Static(AbstractMethod):
     """
 
     paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304"
+    needs: ClassVar[tuple[str, ...]] = ("weight_scales",)  # the input site of a layer exists once the layer holds codes
+    gives: ClassVar[tuple[str, ...]] = ("input_scales",)
     range: str | dict[str, Any] = "shrink"
     samples: int = 256
     batch: int = 16

@@ -1,6 +1,5 @@
 """Block reconstruction with AdaRound: learn for each weight whether it is rounded up or down."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -9,11 +8,11 @@ import torch
 from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
-from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk, first_tensor
+from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.formats import AbstractFormat, Affine
 from halftone.formats.segments import along_weight
-from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.fit import UnitError, check_integral, optimise
 from halftone.models.quant_model import QuantModel
 
 _STRETCH_LOW, _STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the rectified sigmoid
@@ -27,12 +26,16 @@ class SoftRounding(nn.Module):
     V starts where h is the fractional part, so the soft weight starts as the (clipped) float weight. Given ``codes`` of an earlier
     rounding, the choice is between each code and its neighbour on the side of the float weight, and V starts nearly decided for
     the code.
+
+    Raises:
+        FormatError: the grid is not made of consecutive integers.
     """
 
     def __init__(
         self, weight: torch.Tensor, affine: Affine, grid: AbstractFormat, codes: torch.Tensor | None = None
     ) -> None:
         super().__init__()
+        check_integral("a rounding variable", grid)
         self.affine, self.grid = affine, grid
         scaled = weight.float() * affine.scale.reciprocal()
         if codes is None:
@@ -85,13 +88,14 @@ class AdaRound(AbstractMethod):
 
     Needs a step that has rounded the weights before (its scales are kept). Scales and zero points are not learned.
 
-    Deviations from the official code: units come in execution order; *all* rounding variables are
-    regularised, also those of the second half of a split layer; the error is the mean square divided by that of the rounding
-    before, and the regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor
-    on the size of activations; a unit whose error did not fall keeps the rounding it had.
+    Deviations from the official code: units come in execution order; *all* rounding variables are regularised, also those of the
+    second half of a split layer; the error is the mean square over all outputs divided by that of the rounding before, and the
+    regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor on the size of
+    activations; a unit whose error did not fall keeps the rounding it had.
     """
 
     paper: ClassVar[str] = "AdaRound arXiv:2004.10568; BRECQ arXiv:2102.05426; Q-Diffusion arXiv:2302.04304"
+    needs: ClassVar[tuple[str, ...]] = ("weight_scales",)
     iterations: int = 20000
     batch: int = 32
     lr: float = 1e-3
@@ -103,6 +107,8 @@ class AdaRound(AbstractMethod):
     walk_batch: int = 32
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
+        for path, scheme in model.plan.quantized().items():
+            check_integral(f"weight of {path}", scheme.weight.number_format)
         stream = QUANTIZED if self.inputs == "quantized" else FLOAT
         walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
         layers: dict[str, dict] = {}
@@ -112,9 +118,7 @@ class AdaRound(AbstractMethod):
                     found = run.memo(unit.path, partial(self._reconstruct, model, unit, stream, run))
                     for path in unit.layers:
                         layer, scheme = model.layer(path), model.plan.quantized()[path]
-                        affine, site = layer.weight_affine(), layer.site_affine("input")
-                        layer.hold(found[f"codes.{path}"], affine, scheme)
-                        layer.set_site_affine("input", site)
+                        layer.hold(found[f"codes.{path}"], layer.weight_affine(), scheme)
                     before, after = (float(v) for v in found["errors"])
                     layers[unit.path] = {"error_before": before, "error": after}
                     task.advance(note=f"{unit.path}: error {after / max(before, 1e-30):.2f} of before")
@@ -132,49 +136,45 @@ class AdaRound(AbstractMethod):
             start[path] = layer.codes()
             known = start[path] if self.start == "codes" else None
             roundings[path] = SoftRounding(weight, broadcast, schemes[path].weight.number_format, known)
-        before = unit_error(unit, stream, self.walk_batch)
-        self._optimise(model, unit, stream, roundings, before, run)
+        error = UnitError(unit, stream)
+        before = error.mean(self.walk_batch)
+        self._optimise(model, error, roundings, before, run)
         codes = {path: rounding.codes() for path, rounding in roundings.items()}
-        after = self._error_with(model, unit, stream, codes)
+        for path, value in codes.items():
+            model.layer(path).hold(value, model.layer(path).weight_affine(), schemes[path])
+        after = error.mean(self.walk_batch)
         if not after <= before:
             codes, after = start, before
         return {**{f"codes.{p}": c for p, c in codes.items()}, "errors": torch.tensor([before, after])}
 
-    def _error_with(self, model: QuantModel, unit: Unit, stream: int, codes: dict[str, torch.Tensor]) -> float:
-        for path, value in codes.items():
-            layer = model.layer(path)
-            site, scheme = layer.site_affine("input"), layer.scheme
-            assert scheme is not None
-            layer.hold(value, layer.weight_affine(), scheme)
-            layer.set_site_affine("input", site)
-        return unit_error(unit, stream, self.walk_batch)
-
     def _optimise(
-        self, model: QuantModel, unit: Unit, stream: int, roundings: dict[str, SoftRounding], scale: float, run: Run
+        self, model: QuantModel, error: UnitError, roundings: dict[str, SoftRounding], scale: float, run: Run
     ) -> None:
         if scale == 0:
             return  # the rounding is already exact, and there is nothing to normalise by
         variables = [rounding.v for rounding in roundings.values()]
         count = sum(v.numel() for v in variables)
-        optimizer = torch.optim.Adam(variables, lr=self.lr)
-        random = generator(run.seed, run.step, unit.path)
+
+        def penalty(i: int) -> torch.Tensor | float:
+            if i < self.warm_up * self.iterations:
+                return 0.0
+            beta = self._beta(i)
+            undecided = sum(rounding.indecision(beta) for rounding in roundings.values())
+            return self.regularization * undecided / count
+
         for path, rounding in roundings.items():
             model.layer(path).weight_trial = rounding.soft
         try:
-            # The run may be under no_grad; this part needs gradients.
-            with torch.enable_grad(), run.progress.task(unit.path, self.iterations, "iterations") as task:
-                for i in range(self.iterations):
-                    index = torch.randperm(len(unit), generator=random)[: self.batch]
-                    args, kwargs, target = unit.minibatch(stream, index)
-                    loss = (first_tensor(unit.module(*args, **kwargs)) - target).square().mean() / scale
-                    if i >= self.warm_up * self.iterations:
-                        beta = self._beta(i)
-                        undecided = sum(rounding.indecision(beta) for rounding in roundings.values())
-                        loss = loss + self.regularization * undecided / count
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    task.advance()
+            optimise(
+                error,
+                variables,
+                run,
+                iterations=self.iterations,
+                batch=self.batch,
+                rate=lambda i: self.lr,
+                scale=scale,
+                penalty=penalty,
+            )
         finally:
             for path in roundings:
                 model.layer(path).weight_trial = None
@@ -183,14 +183,3 @@ class AdaRound(AbstractMethod):
         start, end = self.beta
         warm = self.warm_up * self.iterations
         return start + (end - start) * (i - warm) / max(self.iterations - warm, 1)
-
-
-def unit_error(unit: Unit, stream: int, batch: int) -> float:
-    """Return the mean square difference of the unit's output from its float target, over all samples."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for index in torch.arange(len(unit)).split(batch):
-            args, kwargs, target = unit.minibatch(stream, index)
-            difference = (first_tensor(unit.module(*args, **kwargs)) - target).double().square()
-            total, count = total + float(difference.sum()), count + difference.numel()
-    return total / max(count, 1) if math.isfinite(total) else math.inf

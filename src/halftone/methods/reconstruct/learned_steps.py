@@ -9,21 +9,26 @@ import torch
 from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
-from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk, first_tensor
+from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.formats import AbstractFormat, Affine
 from halftone.formats.segments import along_input, along_weight
-from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.fit import UnitError, check_integral, optimise
 from halftone.models.quant_model import QuantModel
 from halftone.nn import QuantizedLayer
 from halftone.nn.sites import SiteOwner
 
 
 class LearnedStep(nn.Module):
-    """One site's quantizer whose step is ``start * exp(theta)``: positive whatever the optimizer does; zero points are fixed."""
+    """One site's quantizer whose step is ``start * exp(theta)``: positive whatever the optimizer does; zero points are fixed.
+
+    Raises:
+        FormatError: the grid is not made of consecutive integers.
+    """
 
     def __init__(self, start: Affine, grid: AbstractFormat, segments: tuple[int, ...], axis: int) -> None:
         super().__init__()
+        check_integral("a learned step", grid)
         self.start, self.grid, self.segments, self.axis = start, grid, segments, axis
         self.theta = nn.Parameter(torch.zeros_like(start.scale))
 
@@ -122,6 +127,7 @@ class LearnedSteps(AbstractMethod):
     """
 
     paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304; LSQ arXiv:1902.08153"
+    needs: ClassVar[tuple[str, ...]] = ("weight_scales", "input_scales")
     iterations: int = 5000
     batch: int = 32
     lr: float = 4e-4
@@ -134,12 +140,14 @@ class LearnedSteps(AbstractMethod):
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         if not self.weights and not any(True for _ in model.activation_sites()):
             return StepReport(notes=["no activation site is planned: weights only"])
+        for name, (owner, site) in self._sites(model).items():
+            check_integral(name, owner.site_specs[site].number_format)
         stream = QUANTIZED if self.inputs == "quantized" else FLOAT
         walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
         facts: dict[str, dict] = {}
         with run.progress.task("learning steps", len(walk), "blocks") as task:
             for unit in walk:
-                sites = self._sites(model, unit)
+                sites = self._sites(model, unit.path)
                 layers = {path: model.layer(path) for path in unit.layers} if self.weights else {}
                 if not sites and not layers:
                     task.advance()
@@ -151,10 +159,10 @@ class LearnedSteps(AbstractMethod):
                 task.advance(note=f"{unit.path}: {after / max(before, 1e-30):.2f}")
         return StepReport(facts)
 
-    def _sites(self, model: QuantModel, unit: Unit) -> dict[str, tuple[SiteOwner, str]]:
+    def _sites(self, model: QuantModel, unit: str = "") -> dict[str, tuple[SiteOwner, str]]:
         return {
             f"{path}.{site}": (owner, site)
-            for path, owner, site in model.activation_sites(unit.path)
+            for path, owner, site in model.activation_sites(unit)
             if owner.site_specs[site].bits < self.skip_bits
         }
 
@@ -169,44 +177,29 @@ class LearnedSteps(AbstractMethod):
         learner = _Learner.of(sites, layers)
         biases = {path: layer.bias for path, layer in layers.items()}
         start = learner.result()
-        before = self._error(unit, stream)
+        error = UnitError(unit, stream, self.power)
+        before = error.mean(self.walk_batch)
         if before == 0:
             return {**start, "errors": torch.tensor([0.0, 0.0])}
         learner.install()
         try:
-            self._optimise(unit, stream, learner.parameters(), before, run)
-            after = self._error(unit, stream)
+            optimise(
+                error,
+                learner.parameters(),
+                run,
+                iterations=self.iterations,
+                batch=self.batch,
+                rate=self._rate,
+                scale=before,
+            )
+            after = error.mean(self.walk_batch)
         finally:
             learner.remove(biases)
         result = learner.result() if after < before else start
         return {**result, "errors": torch.tensor([before, min(after, before)])}
 
-    def _optimise(self, unit: Unit, stream: int, parameters: list[nn.Parameter], scale: float, run: Run) -> None:
-        optimizer = torch.optim.Adam(parameters, lr=self.lr)
-        random = generator(run.seed, run.step, unit.path)
-        with torch.enable_grad(), run.progress.task(unit.path, self.iterations, "iterations") as task:
-            for i in range(self.iterations):
-                for group in optimizer.param_groups:
-                    group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
-                index = torch.randperm(len(unit), generator=random)[: self.batch]
-                args, kwargs, target = unit.minibatch(stream, index)
-                loss = self._loss(first_tensor(unit.module(*args, **kwargs)), target) / scale
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                task.advance()
-
-    def _loss(self, out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return (out - target).abs().pow(self.power).mean()
-
-    def _error(self, unit: Unit, stream: int) -> float:
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for index in torch.arange(len(unit)).split(self.walk_batch):
-                args, kwargs, target = unit.minibatch(stream, index)
-                total += float(self._loss(first_tensor(unit.module(*args, **kwargs)), target)) * len(index)
-                count += len(index)
-        return total / max(count, 1)
+    def _rate(self, i: int) -> float:
+        return self.lr * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
 
 
 def _write(

@@ -31,6 +31,7 @@ class Gptq(AbstractMethod):
     """
 
     paper: ClassVar[str] = "GPTQ arXiv:2210.17323"
+    needs: ClassVar[tuple[str, ...]] = ("weight_scales",)
     damping: float = 0.01
     by_activation: bool = True
     rows_per_batch: int = 2048

@@ -1,7 +1,7 @@
 """Round every weight to the nearest code: the baseline, and the start of every other rounding."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from halftone.calibrate.trajectory import Trajectory
 from halftone.formats import quantize
@@ -19,6 +19,7 @@ class Nearest(AbstractMethod):
         range: a range estimator by name, or a mapping with its ``name`` and fields.
     """
 
+    gives: ClassVar[tuple[str, ...]] = ("weight_scales",)
     range: str | dict[str, Any] = "shrink"
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:

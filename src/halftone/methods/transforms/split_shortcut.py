@@ -1,7 +1,7 @@
 """Split shortcuts: separate scales for the two tensors that a U-Net's shortcut convolution reads concatenated."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
@@ -31,6 +31,7 @@ class SplitShortcut(AbstractMethod):
     """
 
     paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304"
+    before: ClassVar[tuple[str, ...]] = ("weight_scales",)
     roles: str = "*shortcut*"
     select: Literal["auto", "all", "none"] = "auto"
     threshold: float = 1.0
@@ -49,7 +50,7 @@ class SplitShortcut(AbstractMethod):
             score = bimodality(ranges[path], model.originals[path], parts)
             split = self.select == "all" or (self.select == "auto" and score >= self.threshold)
             if split:
-                model.split(path, parts)
+                model.assign(path, replace(planned[path], segments=parts))
             layers[path] = {"parts": list(parts), "score_db": round(score, 3), "split": split}
             layers[path]["ranges"] = [[round(float(v), 4) for v in part] for part in ranges[path]]
         return StepReport(layers)

@@ -1,0 +1,107 @@
+"""What every method that learns numbers of a unit shares: how wrong the unit is, and the loop that makes it less so."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from halftone.calibrate.walk import Unit, outputs
+from halftone.formats import AbstractFormat
+from halftone.foundation.errors import FormatError
+from halftone.foundation.seeds import generator
+from halftone.methods.contract import Run
+
+
+class UnitError:
+    """How far a unit's outputs are from their float targets: the mean of ``|out - target| ** power``.
+
+    A unit with several outputs (a two-stream block returns text and picture) is as wrong as its outputs are on average. Each is
+    divided by the mean of ``|target| ** power`` first, so that the larger one does not drown the other, and the result is
+    brought back to the scale of the outputs. For a unit with one output that changes nothing, not even a bit.
+
+    Args:
+        stream: what the unit is fed, ``FLOAT`` or ``QUANTIZED``.
+    """
+
+    def __init__(self, unit: Unit, stream: int, power: float = 2.0) -> None:
+        self.unit, self.stream, self.power = unit, stream, power
+        self.weights = self._balance()
+
+    def loss(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the error over the samples at ``index`` ``[b]``: a scalar that gradients flow through."""
+        terms = [self._power(difference).mean() for difference in self._differences(index)]
+        return sum(w * term for w, term in zip(self.weights, terms, strict=True))  # type: ignore[return-value]
+
+    def mean(self, batch: int) -> float:
+        """Return the error over all samples, summed in float64, ``batch`` of them a forward; infinite when it is no number."""
+        totals, counts = [0.0] * len(self.weights), [0] * len(self.weights)
+        with torch.no_grad():
+            for index in torch.arange(len(self.unit)).split(batch):
+                for i, difference in enumerate(self._differences(index)):
+                    totals[i] += float(self._power(difference.double()).sum())
+                    counts[i] += difference.numel()
+        total = sum(w * total / max(count, 1) for w, total, count in zip(self.weights, totals, counts, strict=True))
+        return total if math.isfinite(total) else math.inf
+
+    def _differences(self, index: torch.Tensor) -> list[torch.Tensor]:
+        args, kwargs, targets = self.unit.minibatch(self.stream, index)
+        out = outputs(self.unit.module(*args, **kwargs))
+        return [mine - target for mine, target in zip(out, targets, strict=True)]
+
+    def _power(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square() if self.power == 2 else x.abs().pow(self.power)
+
+    def _balance(self) -> list[float]:
+        """Return each output's weight: its share in the mean, over its size relative to the mean size."""
+        trees = [outputs(tree) for tree in self.unit.targets]
+        count = len(trees[0])
+        if count == 1:
+            return [1.0]  # and the targets need not be read
+        sizes = [sum(float(self._power(tree[i].double()).mean()) for tree in trees) / len(trees) for i in range(count)]
+        middle = sum(sizes) / count
+        # An output that is zero throughout has no size of its own.
+        return [(middle / size if size > 0 else 1.0) / count for size in sizes]
+
+
+def optimise(
+    error: UnitError,
+    parameters: list[nn.Parameter],
+    run: Run,
+    *,
+    iterations: int,
+    batch: int,
+    rate: Callable[[int], float],
+    scale: float,
+    penalty: Callable[[int], torch.Tensor | float] | None = None,
+) -> None:
+    """Lower ``error / scale + penalty`` with Adam, on ``batch`` samples drawn at random in each iteration.
+
+    Args:
+        rate: the learning rate of iteration ``i``.
+        scale: what the error is divided by, such as its value at the start.
+        penalty: added in iteration ``i``.
+    """
+    unit = error.unit
+    optimizer = torch.optim.Adam(parameters, lr=rate(0))
+    random = generator(run.seed, run.step, unit.path)
+    # The run may be under no_grad; this part needs gradients.
+    with torch.enable_grad(), run.progress.task(unit.path, iterations, "iterations") as task:
+        for i in range(iterations):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(i)
+            index = torch.randperm(len(unit), generator=random)[:batch]
+            loss = error.loss(index) / scale
+            if penalty is not None:
+                loss = loss + penalty(i)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            task.advance()
+
+
+def check_integral(where: str, grid: AbstractFormat) -> None:
+    """Raise a FormatError unless ``grid`` is made of consecutive integers: what steps from one code to the next needs."""
+    if not grid.integral:
+        fix = "Round such a format with rounding/nearest or rounding/gptq, and leave its step as it is."
+        raise FormatError(where, "a grid of consecutive integers", grid.name, fix)
