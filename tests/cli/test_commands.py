@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from diffusers import DDIMPipeline
 from PIL import Image
@@ -186,6 +187,9 @@ def test_zoo_train(halftone: Halftone, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert done.code == 0, done.err
     assert done.json["name"] == "fashion-unet" and done.json["distribution"]["name"] == "FD(fashion-classifier)"
     assert {"card.json", "README.md", "samples.png", "unet"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    machine = json.loads((tmp_path / "out.work" / "facts.json").read_text())["machine"]
+    assert done.json["machine"] == machine and machine["threads"] == torch.get_num_threads()
+    assert f"{machine['processor']}, {machine['threads']} threads" in (tmp_path / "out" / "README.md").read_text()
     DDIMPipeline.from_pretrained(tmp_path / "out")
     np.savez(tmp_path / "other.npz", x=np.zeros(1))
     assert "no test_images" in halftone("zoo", "train", "fashion-unet", "--data", tmp_path / "other.npz").err

@@ -17,6 +17,7 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import QUANTIZED, Walk
 from halftone.formats import parse
 from halftone.formats.segments import along_weight
+from halftone.foundation.errors import MatchError
 from halftone.methods.contract import Run
 from halftone.methods.fit import UnitError
 from halftone.methods.reconstruct import ada_round
@@ -190,6 +191,24 @@ def test_block_error_is_never_above_nearest_rounding(
                 assert int(step) <= 1
         if method is QUICK:
             assert better > 10
+
+
+def test_skipped_roles_keep_the_rounding_they_had(
+    unet_model: Callable[..., QuantModel], noise: Trajectory, run: Run
+) -> None:
+    model = unet_model()
+    Nearest("min_max").apply(model, noise, run)
+    before = {path: model.layer(path).codes() for path in model.plan.quantized()}
+    skipped = {
+        path for path, planned in model.plan.layers.items() if planned.role.startswith(("time.", "resnet.conv1"))
+    }
+    report = replace(QUICK, skip=("time.*", "resnet.conv1")).apply(model, noise, run)
+    changed = {path for path, codes in before.items() if not torch.equal(model.layer(path).codes(), codes)}
+    assert skipped and not changed & skipped
+    assert len(changed) > 10, "the layers beside them in a unit are learned"
+    assert not any(unit in skipped for unit in report.layers), "nothing is reported of a unit without any"
+    with pytest.raises(MatchError, match="steps.test.skip.*no match for 'tme"):
+        replace(QUICK, skip=("tme.*",)).apply(model, noise, run)
 
 
 def test_reconstruction_keeps_scales_and_input_ranges(

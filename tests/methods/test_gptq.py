@@ -114,6 +114,18 @@ def test_on_a_model_every_layer_is_no_worse_by_its_own_measure(
     )
 
 
+def test_skipped_roles_keep_the_rounding_they_had(
+    unet_model: Callable[..., QuantModel], noise: Trajectory, run: Run
+) -> None:
+    model = unet_model()
+    Nearest().apply(model, noise, run)
+    skipped = {path for path, planned in model.plan.layers.items() if planned.role == "resnet.conv1"}
+    before = {path: model.layer(path).codes() for path in skipped}
+    report = Gptq(walk_batch=8, skip=("resnet.conv1",)).apply(model, noise, run).layers
+    assert skipped and set(report) == set(model.plan.quantized()) - skipped
+    assert all(torch.equal(model.layer(path).codes(), codes) for path, codes in before.items())
+
+
 def test_split_layers_keep_the_scales_of_their_parts(
     joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
 ) -> None:

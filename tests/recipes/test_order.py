@@ -21,7 +21,8 @@ STATIC = {"method": "ranges/static"}
 LEARN = {"method": "reconstruct/learned_steps"}
 SPLIT = {"method": "transforms/split_shortcut"}
 W4 = {"roles": "*", "weight": {"format": "uint4", "granularity": "channel"}}
-W4A8 = {**W4, "input": {"format": "uint8"}}
+A8 = {"format": "uint8"}
+W4A8 = {**W4, "input": A8}
 
 
 def made(policy: list[dict[str, Any]], **steps: dict[str, Any]) -> dict[str, AbstractMethod]:
@@ -61,6 +62,22 @@ def test_ranges_for_a_weight_only_policy() -> None:
 
 
 @pytest.mark.parametrize(
+    "policy",
+    [
+        [{**W4, "operands": {"q": A8}, "float_input": True}],
+        [{**W4, "float_input": True}, {"roles": "*", "operands": {"q": A8}}],
+        [W4A8, {"roles": "*", "float_input": True}, {"roles": "conv_in", "float_input": False}],
+        [{**W4A8, "float_input": True}, {"roles": "conv_in", "float_input": False}],
+    ],
+    ids=["operands in the rule", "operands in another", "taken back", "named with what is taken back"],
+)
+def test_float_inputs_that_leave_something_to_quantize(policy: list[dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="gives input_scales, because the policy quantizes inputs"):
+        made(policy, w=NEAREST)
+    made(policy, w=NEAREST, r=STATIC)
+
+
+@pytest.mark.parametrize(
     ("policy", "steps"),
     [
         ([W4A8], {"s": SPLIT, "w": NEAREST, "g": GPTQ, "rec": ADA_ROUND, "r": STATIC, "learn": LEARN}),
@@ -68,9 +85,17 @@ def test_ranges_for_a_weight_only_policy() -> None:
         # Learned weight steps need no input scales where there are no inputs to quantize.
         ([W4], {"w": NEAREST, "learn": LEARN}),
         ([W4A8, {"roles": "*", "float_input": True}], {"w": NEAREST}),
+        ([W4A8, {"roles": "*", "float_input": True}], {"w": NEAREST, "r": STATIC}),
         ([W4A8, {"roles": ["conv_in", "*"], "float_input": True}], {"w": NEAREST}),
     ],
-    ids=["all of them", "ranges before gptq", "weights only", "float inputs", "float inputs, among several globs"],
+    ids=[
+        "all of them",
+        "ranges before gptq",
+        "weights only",
+        "float inputs",
+        "ranges of no use",
+        "float inputs, among several globs",
+    ],
 )
 def test_orders_that_work(policy: list[dict[str, Any]], steps: dict[str, Any]) -> None:
     assert list(made(policy, **steps)) == list(steps)

@@ -33,6 +33,7 @@ def records() -> dict[str, Any]:
             "steps": steps,
             "seconds": {"reconstruct": 75.0},
             "layers": layers,
+            "left_float": ["the component 'second' stays float"],
             "budget": "demo",
             "seed": 0,
         },

@@ -40,6 +40,7 @@ def test_the_page_is_whole(make: Callable[..., str], everything: dict[str, Any],
         "NOT met",
         "separate",
         "a note",
+        "Left float the component 'second' stays float.",
     ):
         assert words in seen.words, words
     assert seen.tags.count("section") == 8

@@ -168,7 +168,6 @@ def _card(
     import io
 
     from halftone.cli.generate import grid
-    from halftone.evaluate.bench import machine
     from halftone.evaluate.compare import judge
     from halftone.evaluate.sample import sample
 
@@ -182,7 +181,6 @@ def _card(
         "data": "Fashion-MNIST, 60,000 training images; https://github.com/zalandoresearch/fashion-mnist",
         "licence": "MIT, Zalando SE (data); Apache-2.0 (weights)",
         "command": f"halftone zoo train {name} --data FASHION_MNIST.npz --minutes {minutes:g} --seed {seed}",
-        "machine": machine(),
         "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
         "distribution": judged["distribution"],
         "protocol": judged["protocol"],
@@ -193,7 +191,8 @@ def _card(
 
 def _readme(card: dict[str, Any]) -> str:
     """Return the card for readers, with the header that model hubs read."""
-    far, how, curve = card["distribution"], card["protocol"], card["curve"]
+    far, how, curve, machine = card["distribution"], card["protocol"], card["curve"], card["machine"]
+    cuda = f"{machine['cuda']}, " if machine["cuda"] else ""
     losses = "\n".join(
         f"| {point['step']} | {point['minutes']} | {point['loss']} |" for point in curve[:: max(1, len(curve) // 12)]
     )
@@ -215,7 +214,7 @@ An unconditional diffusion model of garments, 32x32, {card["parameters"] / 1e6:.
 
 - Data: {card["data"]}; {card["licence"]}
 - Made with `{card["command"]}`: {card["steps"]} steps, {card["images"]} images, {card["seconds"] / 60:.0f} minutes
-- Machine: {card["machine"]["processor"]}, {card["machine"]["threads"]} threads, torch {card["machine"]["torch"]}
+- Machine: {cuda}{machine["processor"]}, {machine["threads"]} threads, torch {machine["torch"]}
 - {measured}
 
 ![samples](samples.png)

@@ -77,6 +77,20 @@ class Plan:
         """Return the schemes of the layers that are to be quantized."""
         return {path: p.scheme for path, p in self.layers.items() if p.scheme is not None}
 
+    def of_roles(self, where: str, globs: tuple[str, ...]) -> frozenset[str]:
+        """Return the paths of the layers whose role matches one of ``globs``; none of an empty tuple.
+
+        Raises:
+            MatchError: at ``where``, a glob that matches no role.
+        """
+        roles = {planned.role for planned in self.layers.values()}
+        for glob in globs:
+            if not any(fnmatchcase(role, glob) for role in roles):
+                fix = f"Its roles: {', '.join(sorted(roles))}."
+                raise MatchError(where, "a role of this model", f"no match for '{glob}'", fix)
+        matching = (path for path, p in self.layers.items() if any(fnmatchcase(p.role, glob) for glob in globs))
+        return frozenset(matching)
+
 
 def _scheme(role: str, rules: tuple[Rule, ...]) -> Scheme | None:
     weight = inputs = None

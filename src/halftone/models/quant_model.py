@@ -123,7 +123,7 @@ class QuantModel:
                 raise CalibrationError(path, "codes", "a float weight", "The recipe has no step that rounds weights.")
         for path, owner, site in self.activation_sites():
             if not owner.is_quantized(site):
-                fix = "The recipe has no step that sets activation ranges."
+                fix = "Set activation ranges, and after the last step that plans other input formats or segments."
                 raise CalibrationError(f"{path}.{site}", "a scale", "none", fix)
         self.originals.clear()
         self.biases.clear()

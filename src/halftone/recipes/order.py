@@ -18,7 +18,7 @@ def check_order(where: str, policy: tuple[Rule, ...], methods: Mapping[str, Abst
     Raises:
         ConfigError: a need that no earlier step meets; a step that comes too late; a policy without the steps that carry it out.
     """
-    wants_input = any((rule.input or rule.operands) and not rule.float_input for rule in policy)
+    wants_input = _quantizes_inputs(policy)
     given: dict[str, str] = {}
     for step, method in methods.items():
         for word in method.needs:
@@ -30,14 +30,28 @@ def check_order(where: str, policy: tuple[Rule, ...], methods: Mapping[str, Abst
                 fix = f"'{step}' changes what they are made for: move it up."
                 raise ConfigError(where, f"'{step}' before the steps that give {word}", f"after '{given[word]}'", fix)
         given.update(dict.fromkeys(method.gives, step))
-    if INPUT_SCALES in given and not wants_input:
+    # Inputs that a later rule takes back may stay named: ranges for them are of no use, and of no harm.
+    if INPUT_SCALES in given and not any(rule.input or rule.operands for rule in policy):
         got = f"'{given[INPUT_SCALES]}' gives {INPUT_SCALES} for a weight-only policy"
         raise ConfigError(where, "a policy with an input spec", got, "Drop the step, or give a rule an input spec.")
-    all_float = any(rule.float_input and "*" in rule.globs for rule in policy)
-    for word in (WEIGHT_SCALES, *([INPUT_SCALES] if wants_input and not all_float else [])):
+    for word in (WEIGHT_SCALES, *([INPUT_SCALES] if wants_input else [])):
         if word not in given:
             what = "weights" if word == WEIGHT_SCALES else "inputs"
             raise _missing(where, f"a step that gives {word}, because the policy quantizes {what}", word, [], methods)
+
+
+def _quantizes_inputs(policy: tuple[Rule, ...]) -> bool:
+    """Return whether some activation is to be quantized, as far as that can be told without a model's roles."""
+    if any(rule.operands for rule in policy):
+        return True  # ``float_input`` is about layers
+    all_float = False
+    for rule in policy:
+        if rule.float_input is False:
+            all_float = False
+        elif rule.float_input and "*" in rule.globs:
+            all_float = True
+    taken_back = any(rule.float_input is False for rule in policy)
+    return not all_float and any(rule.input and (taken_back or not rule.float_input) for rule in policy)
 
 
 def _missing(

@@ -139,7 +139,7 @@ def _band(entry: Any) -> Band:
 
 
 def layers(pieces: Pieces, model: Model) -> Markup:
-    """Return the table of all layers, folded, and what refused to run them."""
+    """Return the table of all layers, folded, what stays float although one might think otherwise, and what refused to run them."""
     columns = [Column("layer"), Column("role"), Column("bits"), Column("kernel"), Column("bytes", True)]
     columns += [Column("difference", True), Column("weight error", True)]
     kept = sum(layer.kept for layer in model.layers)
@@ -148,6 +148,8 @@ def layers(pieces: Pieces, model: Model) -> Markup:
     counts += f", {inferred} roles inferred" if inferred else ""
     whole = table(columns, [_layer_row(layer) for layer in model.layers], sortable=True)
     content: list[Any] = [tag("details", tag("summary", counts), whole)]
+    if model.left_float:
+        content += [tag("h3", "Left float"), *(tag("p", f"{sentence}.") for sentence in model.left_float)]
     content += list(_kernels(pieces, model)) if pieces.inspection else [absent("inspection", "No kernels")]
     lead = (
         "Headings sort. A role with a question mark was inferred from structure. The difference is the kernel's greatest from "

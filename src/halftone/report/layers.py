@@ -60,10 +60,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Model:
-    """The denoiser as it lies in the folder; ``sizes`` is None when the folder holds only records."""
+    """The denoiser as it lies in the folder.
+
+    Attributes:
+        sizes: None when the folder holds only records.
+        left_float: what the recipe could not quantize, in sentences.
+    """
 
     layers: list[Layer]
     sizes: Sizes | None
+    left_float: tuple[str, ...] = ()
 
     @property
     def bits(self) -> str:
@@ -103,7 +109,9 @@ def read_model(pieces: Pieces) -> Model:
                 error=number(known.get("weight_error")),
             )
         )
-    return Model(layers, _sizes(description, tensors) if description else None)
+    said = (description.notes if description else pieces.quantize).get("left_float")
+    left_float = tuple(map(str, said)) if isinstance(said, list) else ()
+    return Model(layers, _sizes(description, tensors) if description else None, left_float)
 
 
 def _artifact(folder: Path) -> tuple[Description | None, dict[str, Stored]]:

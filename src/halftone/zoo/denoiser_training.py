@@ -9,6 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from halftone.kernels.machine import processor
+
 
 @dataclass(frozen=True)
 class Training:
@@ -108,7 +110,7 @@ def train(
     """Train ``pipe.unet`` in place on ``data`` ``[N, C, H, W]`` in [-1, 1] and leave it with the averaged weights.
 
     ``work`` holds ``checkpoint.pt``; where it exists the training goes on from there, with the time already spent counted.
-    Returns the card's facts: steps, images seen, seconds, loss curve.
+    Returns the card's facts: steps, images seen, seconds, loss curve, and the machine that finished the training.
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "checkpoint.pt"
@@ -141,6 +143,12 @@ def train(
         "images": run.step * training.batch,
         "seconds": round(run.elapsed),
         "curve": run.curve,
+        "machine": {
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "cuda": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else None,
+        },
     }
     (work / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
     return facts

@@ -14,6 +14,7 @@ from halftone.formats.segments import along_weight
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.fit import UnitError, check_integral, optimise
 from halftone.models.quant_model import QuantModel
+from halftone.nn import Scheme
 
 _STRETCH_LOW, _STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the rectified sigmoid
 _DECIDED = 0.95  # h of a decision taken over from an earlier rounding: firm, yet not beyond the gradient's reach
@@ -85,6 +86,7 @@ class AdaRound(AbstractMethod):
         start: ``float`` is AdaRound's own start; ``codes`` goes on from the decisions of the step before, such as GPTQ's, and
             needs a small part of the iterations.
         walk_batch: samples a forward while walking.
+        skip: globs of the roles whose layers keep the rounding they have.
 
     Needs a step that has rounded the weights before (its scales are kept). Scales and zero points are not learned.
 
@@ -105,19 +107,23 @@ class AdaRound(AbstractMethod):
     inputs: Literal["quantized", "float"] = "quantized"
     start: Literal["float", "codes"] = "float"
     walk_batch: int = 32
+    skip: tuple[str, ...] = ()
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
-        for path, scheme in model.plan.quantized().items():
+        skipped = model.plan.of_roles(f"steps.{run.step}.skip", self.skip)
+        schemes = {path: scheme for path, scheme in model.plan.quantized().items() if path not in skipped}
+        for path, scheme in schemes.items():
             check_integral(f"weight of {path}", scheme.weight.number_format)
         stream = QUANTIZED if self.inputs == "quantized" else FLOAT
         walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
         layers: dict[str, dict] = {}
         with run.progress.task("reconstructing", len(walk), "blocks") as task:
             for unit in walk:
-                if unit.layers:
-                    found = run.memo(unit.path, partial(self._reconstruct, model, unit, stream, run))
-                    for path in unit.layers:
-                        layer, scheme = model.layer(path), model.plan.quantized()[path]
+                learned = {path: schemes[path] for path in unit.layers if path in schemes}
+                if learned:
+                    found = run.memo(unit.path, partial(self._reconstruct, model, unit, learned, stream, run))
+                    for path, scheme in learned.items():
+                        layer = model.layer(path)
                         layer.hold(found[f"codes.{path}"], layer.weight_affine(), scheme)
                     before, after = (float(v) for v in found["errors"])
                     layers[unit.path] = {"error_before": before, "error": after}
@@ -126,16 +132,17 @@ class AdaRound(AbstractMethod):
                     task.advance()
         return StepReport(layers)
 
-    def _reconstruct(self, model: QuantModel, unit: Unit, stream: int, run: Run) -> dict[str, torch.Tensor]:
-        schemes = model.plan.quantized()
+    def _reconstruct(
+        self, model: QuantModel, unit: Unit, schemes: dict[str, Scheme], stream: int, run: Run
+    ) -> dict[str, torch.Tensor]:
         roundings, start = {}, {}
-        for path in unit.layers:
+        for path, scheme in schemes.items():
             layer = model.layer(path)
             weight, affine = model.originals[path], layer.weight_affine()
             broadcast = along_weight(affine, layer.segments, weight.ndim)
             start[path] = layer.codes()
             known = start[path] if self.start == "codes" else None
-            roundings[path] = SoftRounding(weight, broadcast, schemes[path].weight.number_format, known)
+            roundings[path] = SoftRounding(weight, broadcast, scheme.weight.number_format, known)
         error = UnitError(unit, stream)
         before = error.mean(self.walk_batch)
         self._optimise(model, error, roundings, before, run)
@@ -143,7 +150,7 @@ class AdaRound(AbstractMethod):
         for path, value in codes.items():
             model.layer(path).hold(value, model.layer(path).weight_affine(), schemes[path])
         after = error.mean(self.walk_batch)
-        if not after <= before:
+        if not after < before:
             codes, after = start, before
         return {**{f"codes.{p}": c for p, c in codes.items()}, "errors": torch.tensor([before, after])}
 

@@ -26,6 +26,7 @@ class Gptq(AbstractMethod):
         damping: share of the mean diagonal added to the Hessian's diagonal.
         by_activation: round the columns with the largest inputs first ("act-order").
         rows_per_batch: input rows (pixels or tokens) of each batch that enter the Hessian; convolutions have far more than needed.
+        skip: globs of the roles whose layers keep the rounding they have.
 
     Convolutions are linears on unfolded patches. Scales come from a rounding step before and are kept.
     """
@@ -36,13 +37,15 @@ class Gptq(AbstractMethod):
     by_activation: bool = True
     rows_per_batch: int = 2048
     walk_batch: int = 32
+    skip: tuple[str, ...] = ()
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
+        skipped = model.plan.of_roles(f"steps.{run.step}.skip", self.skip)
         walk = Walk(model, data, self.walk_batch, run.store())
         layers: dict[str, dict] = {}
         with run.progress.task("gptq", len(walk), "blocks") as task:
             for unit in walk:
-                for path in unit.layers:
+                for path in (path for path in unit.layers if path not in skipped):
                     found = run.memo(path, partial(self._round, model, unit, path, run))
                     layer, scheme = model.layer(path), model.plan.quantized()[path]
                     layer.hold(found["codes"], layer.weight_affine(), scheme)
