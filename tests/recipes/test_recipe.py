@@ -188,6 +188,15 @@ def test_overrides_come_last() -> None:
         ("steps.reconstruct.iteration=7", "Did you mean 'iterations'"),
         ("steps.reconstuct.iterations=7", "Did you mean 'reconstruct'"),
         ("steps.reconstruct.iterations=many", "iterations"),
+        ("steps.activations.range=ema", r"^steps\.activations\.range: .*'ema'. Known: .*moving_average"),
+        ("steps.activations.range=shrnk", r"^steps\.activations\.range: .*Did you mean 'shrink'"),
+        (
+            "steps.activations.range={name: shrink, candidate: 3}",
+            r"^steps\.activations\.range\.candidate: .*'candidates'",
+        ),
+        ("steps.weights.range={candidates: 3}", r"^steps\.weights\.range\.name"),
+        ("calibration.select=unifrm", r"calibration\.select: .*Did you mean 'uniform'"),
+        ("calibration.select={name: uniform, step: 3}", r"calibration\.select\.step: .*Did you mean 'steps'"),
         ("seed", "path.to.key=value"),
     ],
 )

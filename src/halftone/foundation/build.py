@@ -47,7 +47,8 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
 
     Raises:
         ConfigError: unknown key (with a suggestion), missing key, or a value of the wrong type. A ``ValueError`` or
-            ``TypeError`` from ``__post_init__`` becomes one too.
+            ``TypeError`` from ``__post_init__`` becomes one too; one that names a field (``lr``, ``range.power``) there is
+            about ``where.lr``.
     """
     built = _dataclass(cls, data, where)
     return typing.cast(T, built)
@@ -177,7 +178,9 @@ def _dataclass(cls: type, data: Any, where: str) -> Any:
     values = {key: _convert(hints[key], value, _join(where, key)) for key, value in data.items()}
     try:
         return cls(**values)
-    except HalftoneError:
+    except HalftoneError as error:
+        if where and isinstance(error, ConfigError) and error.where.partition(".")[0] in fields:
+            raise ConfigError(_join(where, error.where), error.expected, error.got, error.fix) from error
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where or cls.__name__}: {error}") from error

@@ -20,8 +20,10 @@ from halftone.foundation.build import build
 from halftone.foundation.errors import ConfigError, suggest
 
 
-def find(package: str, name: str) -> type:
+def find(package: str, name: str, where: str = "") -> type:
     """Return the class that ``name`` stands for in ``package``, importing only its module.
+
+    ``where`` is the key that holds the name, for messages.
 
     >>> find("halftone.foundation", "progress").__name__
     'Progress'
@@ -32,7 +34,7 @@ def find(package: str, name: str) -> type:
     plugins = [point for point in _plugins(package) if _normal(point.name) == _normal(name)]
     own = _normal(name) in _modules(package)
     if not own and not plugins:
-        raise ConfigError(package, "a known name", f"'{name}'", suggest(_normal(name), names(package)))
+        raise ConfigError(where or package, "a known name", f"'{name}'", suggest(_normal(name), names(package)))
     if own + len(plugins) > 1:
         owners = [package] * own + [_owner(point) for point in plugins]
         raise ConfigError(f"{package}: '{name}'", "one owner", " and ".join(owners), "Uninstall all but one.")
@@ -55,7 +57,7 @@ def make(package: str, described: str | Mapping[str, Any], where: str) -> Any:
     fields = {"name": described} if isinstance(described, str) else dict(described)
     if not isinstance(fields.get("name"), str):
         raise ConfigError(f"{where}.name", "one of " + ", ".join(names(package)), repr(fields.get("name")))
-    return build(find(package, fields.pop("name")), fields, where)
+    return build(find(package, fields.pop("name"), where), fields, where)
 
 
 def _normal(name: str) -> str:

@@ -12,7 +12,11 @@ from halftone.quant.spec import QuantSpec
 
 
 def range_estimator(described: str | Mapping[str, Any]) -> AbstractRange:
-    """Return the range estimator that a recipe describes: a name, or a mapping of ``name`` and fields."""
+    """Return the range estimator that a recipe describes: a name, or a mapping of ``name`` and fields.
+
+    Raises:
+        ConfigError: at ``range``, no such estimator, or a field it does not have.
+    """
     return make("halftone.quant.ranges", described, "range")
 
 

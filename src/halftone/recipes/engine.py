@@ -16,7 +16,6 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import write_atomically
-from halftone.foundation.registry import make
 from halftone.methods.contract import Run, StepReport
 from halftone.models.concatenation import concatenated_inputs
 from halftone.models.denoiser import denoiser
@@ -138,8 +137,7 @@ def _trajectory(
     if saved is not None and saved.exists():
         return Trajectory.load(saved)
     how = recipe.calibration
-    select = make("halftone.calibrate.select", how.select, "calibration.select")
-    data = record(pipe, select, how.samples, steps, run.seed, how.batch, run.progress, each, **how.arguments)
+    data = record(pipe, how.selection(), how.samples, steps, run.seed, how.batch, run.progress, each, **how.arguments)
     if saved is not None:
         data.save(saved)
         data = Trajectory.load(saved)

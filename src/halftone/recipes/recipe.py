@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import yaml
 
+from halftone.calibrate.select_contract import AbstractSelect
 from halftone.foundation.build import assigned, build, override
 from halftone.foundation.errors import ConfigError, suggest
+from halftone.foundation.registry import make
 from halftone.methods.contract import AbstractMethod
 from halftone.models.policy import Rule
 from halftone.recipes.order import check_order
@@ -35,6 +37,18 @@ class Calibration:
     samples: int = 1024
     batch: int = 32
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.selection()
+
+    def selection(self) -> AbstractSelect:
+        """Return the strategy, built.
+
+        Raises:
+            ConfigError: at ``select``, no such strategy, or a field it does not have.
+        """
+        made: AbstractSelect = make("halftone.calibrate.select", self.select, "select")
+        return made
 
 
 @dataclass(frozen=True)

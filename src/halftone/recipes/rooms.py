@@ -19,7 +19,7 @@ def method_class(described: str, where: str) -> type[AbstractMethod]:
     room, _, name = described.partition("/")
     if room not in ROOMS:
         raise ConfigError(where, "a room of methods", room, suggest(room, ROOMS))
-    return find(f"halftone.methods.{room}", name)
+    return find(f"halftone.methods.{room}", name, where)
 
 
 def methods_by_room() -> dict[str, list[str]]:

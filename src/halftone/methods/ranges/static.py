@@ -36,6 +36,9 @@ class Static(AbstractMethod):
     batch: int = 16
     at_most: int = 4096
 
+    def __post_init__(self) -> None:
+        range_estimator(self.range)  # a recipe that names none is refused when it is read
+
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         plan = {f"{path}.{site}": (owner, site) for path, owner, site in model.activation_sites()}
         if not plan:

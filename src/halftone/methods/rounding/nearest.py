@@ -8,7 +8,7 @@ from halftone.formats import quantize
 from halftone.formats.segments import along_weight
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.models.quant_model import QuantModel
-from halftone.quant.weights import weight_affine
+from halftone.quant.weights import range_estimator, weight_affine
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Nearest(AbstractMethod):
 
     gives: ClassVar[tuple[str, ...]] = ("weight_scales",)
     range: str | dict[str, Any] = "shrink"
+
+    def __post_init__(self) -> None:
+        range_estimator(self.range)  # a recipe that names none is refused when it is read
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         layers = {}
