@@ -181,6 +181,9 @@ def test_a_rule_for_several_globs(unet: UNet2DModel) -> None:
         plan(unet, Rule("*", weight=W4), Rule(("conv_in", "conv_on"), weight=W8))
     with pytest.raises(ConfigError, match="an empty list"):
         Rule(())
+    for nothing in ({}, {"operands": {}}, {"optional": True}):
+        with pytest.raises(ConfigError, match="policy rule 'conv_in': expected weight, .*roles alone"):
+            Rule("conv_in", **nothing)
 
 
 def test_several_globs_are_read_from_plain_data_and_written_back() -> None:
@@ -189,7 +192,7 @@ def test_several_globs_are_read_from_plain_data_and_written_back() -> None:
     assert rule.matches("time.embed")
     assert not rule.matches("resnet.time")
     assert plain(rule)["roles"] == ["conv_*", "time.*"]
-    assert plain(build(Rule, {"roles": "*"}, ""))["roles"] == "*"
+    assert plain(build(Rule, {"roles": "*", "keep": True}, ""))["roles"] == "*"
     with pytest.raises(ConfigError, match=r"policy\.0\.roles"):
         build(Rule, {"roles": 3}, "policy.0")
 

@@ -27,6 +27,9 @@ class Rule:
             ``attention.self`` and ``attention.cross``. An attention that cannot hold them is noted in the plan where the rule is
             for ``*``, and an error where the rule reaches no other.
         optional: allowed to match nothing. Otherwise that is an error.
+
+    Raises:
+        ConfigError: no glob, or nothing said about the roles.
     """
 
     roles: str | tuple[str, ...]
@@ -40,6 +43,9 @@ class Rule:
     def __post_init__(self) -> None:
         if not self.globs:
             raise ConfigError("policy rule: roles", "a glob or a list of globs", "an empty list", 'All roles are "*".')
+        if (self.weight, self.input, self.keep, self.float_input) == (None,) * 4 and not self.operands:
+            where, fix = f"policy rule '{', '.join(self.globs)}'", "Say what happens to these layers, or drop the rule."
+            raise ConfigError(where, "weight, input, keep, float_input or operands", "roles alone", fix)
 
     @property
     def globs(self) -> tuple[str, ...]:
