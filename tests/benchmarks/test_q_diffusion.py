@@ -98,7 +98,7 @@ def path_of_text(settings: Settings, name: str) -> str:
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = plan.Row("headline", "broken", "quality", "demo", 2, "rtn-w8a8", ("calibration.samples=0",))
+    row = plan.Row("headline", "broken", "quality", "demo", 2, "rtn-w8a8", ("policy.0.roles=nonsense",))
     fine = plan.Row("headline", "float-fine", "float", "demo", 2)
     monkeypatch.setattr("benchmarks.q_diffusion.run.rows", lambda settings: [row, fine])
     assert run(settings, lambda line: None) == ["headline/broken"]

@@ -12,9 +12,9 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.formats import Affine
 from halftone.formats.kinds.integer import Integer
-from halftone.foundation.errors import FormatError
+from halftone.foundation.errors import CalibrationError, FormatError
 from halftone.methods.contract import Run
-from halftone.methods.fit import UnitError, optimise
+from halftone.methods.fit import UnitError, optimise, unimproved
 from halftone.methods.ranges.static import Static
 from halftone.methods.reconstruct.ada_round import AdaRound, SoftRounding
 from halftone.methods.reconstruct.learned_steps import LearnedStep, LearnedSteps
@@ -145,6 +145,23 @@ def test_the_rate_and_the_penalty_are_those_of_their_iteration(tmp_path: Any) ->
     assert torch.allclose(free, torch.tensor([-0.5, 0.5]))
     assert penalties == [0, 1, 2]
     assert rates[-3:] == [0, 1, 2]
+
+
+def test_a_loss_that_is_no_number_is_an_error(tmp_path: Any) -> None:
+    unit, free = unit_of(two_streams(), rows(), tmp_path), nn.Parameter(torch.zeros(1))
+    how: Any = {"iterations": 3, "batch": 4, "rate": lambda i: 0.5, "scale": 1.0}
+    with pytest.raises(CalibrationError, match=r"steps\.learn: block: .*got -inf in iteration 1.*lr"):
+        optimise(UnitError(unit, FLOAT), [free], Run(step="learn"), penalty=lambda i: -free.sum() / (1 - i), **how)
+
+
+def test_units_that_did_not_get_better_are_named() -> None:
+    facts = {
+        "a": {"error_before": 2.0, "error": 1.0},
+        "b": {"error_before": 2.0, "error": 2.0},
+        "exact": {"error_before": 0.0, "error": 0.0},
+    }
+    assert unimproved(facts) == ["1 of 3 units did not get better and keep what they had: b"]
+    assert unimproved({"a": facts["a"]}) == []
 
 
 @dataclass(frozen=True)

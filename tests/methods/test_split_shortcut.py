@@ -83,6 +83,14 @@ def test_a_split_holds_for_weights_and_activations(
     assert layer.segments == (8, 4)
 
 
+@pytest.mark.parametrize(("select", "split"), [(True, True), ("on", True), (False, False), ("off", False)])
+def test_on_and_off(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run, select: str | bool, split: bool
+) -> None:
+    facts = SplitShortcut(select=select).apply(joining(), vectors, run).layers["layer"]  # type: ignore[arg-type]
+    assert facts["split"] is split
+
+
 def test_splitting_saves_a_bimodal_layer(joining: Callable[[], QuantModel], vectors: Trajectory, run: Run) -> None:
     sample = vectors.args[0].clone()
     sample[:, 8:] *= 100

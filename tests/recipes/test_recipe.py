@@ -205,6 +205,33 @@ def test_wrong_overrides(override: str, words: str) -> None:
         load("q-diffusion-w4a8", "demo", [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("steps.reconstruct.iterations=-5", r"^steps\.reconstruct\.iterations: expected 1 or more, got -5"),
+        ("steps.reconstruct.batch=0", r"^steps\.reconstruct\.batch: "),
+        ("steps.reconstruct.lr=1e30", r"^steps\.reconstruct\.lr: expected a number above 0, at most 1000, got 1e\+30"),
+        ("steps.reconstruct.lr=.nan", r"^steps\.reconstruct\.lr: "),
+        ("steps.reconstruct.beta=[20, -1]", r"^steps\.reconstruct\.beta: .*got -1"),
+        ("steps.reconstruct.warm_up=2", r"^steps\.reconstruct\.warm_up: expected a number from 0 to 1"),
+        ("steps.learn_steps.power=.inf", r"^steps\.learn_steps\.power: "),
+        ("steps.activations.samples=0", r"^steps\.activations\.samples: "),
+        ("steps.weights.range={name: shrink, candidates: 0}", r"^steps\.weights\.range\.candidates: "),
+        ("steps.split.samples=0", r"^steps\.split\.samples: "),
+        ("calibration.samples=0", r"calibration\.samples: expected 1 or more, got 0"),
+        ("calibration.select.steps=0", r"calibration\.select\.steps: expected 1 or more, got 0"),
+    ],
+)
+def test_values_out_of_range(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load("q-diffusion-w4a8", "paper", [override])
+
+
+@pytest.mark.parametrize("word", ["on", "off", "'on'", "all", "auto"])
+def test_on_and_off_are_words_for_a_split(word: str) -> None:
+    assert load("q-diffusion-w4a8", "demo", [f"steps.split.select={word}"])
+
+
 def test_a_quantized_model_is_refused(make_pipe: Callable[[], DDIMPipeline], shrunk: Callable[..., list[str]]) -> None:
     pipe, recipe = make_pipe(), load("rtn-w4a32", "demo", ["calibration.samples=4"])
     run_recipe(pipe, recipe, 2, Run())

@@ -1,16 +1,20 @@
 """What every method that learns numbers of a unit shares: how wrong the unit is, and the loop that makes it less so."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from halftone.calibrate.walk import Unit, outputs
 from halftone.formats import AbstractFormat
-from halftone.foundation.errors import FormatError
+from halftone.foundation.errors import CalibrationError, FormatError
 from halftone.foundation.seeds import generator
 from halftone.methods.contract import Run
+
+# Of a learning rate: Adam moves a number by about as much in each step, and nothing that is learned here is so large.
+LARGEST_RATE = 1000.0
 
 
 class UnitError:
@@ -81,6 +85,9 @@ def optimise(
         rate: the learning rate of iteration ``i``.
         scale: what the error is divided by, such as its value at the start.
         penalty: added in iteration ``i``.
+
+    Raises:
+        CalibrationError: a loss that is NaN or infinite.
     """
     unit = error.unit
     optimizer = torch.optim.Adam(parameters, lr=rate(0))
@@ -94,10 +101,24 @@ def optimise(
             loss = error.loss(index) / scale
             if penalty is not None:
                 loss = loss + penalty(i)
+            if not bool(torch.isfinite(loss)):
+                got = f"{float(loss.detach())} in iteration {i}"
+                raise CalibrationError(f"steps.{run.step}: {unit.path}", "a finite loss", got, "Lower the step's lr.")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             task.advance()
+
+
+def unimproved(units: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence about the units that learning did not make better, none where all are; facts by unit path."""
+    kept = [
+        path for path, facts in units.items() if facts["error_before"] > 0 and facts["error"] >= facts["error_before"]
+    ]
+    if not kept:
+        return []
+    some = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
+    return [f"{len(kept)} of {len(units)} units did not get better and keep what they had: {some}"]
 
 
 def check_integral(where: str, grid: AbstractFormat) -> None:

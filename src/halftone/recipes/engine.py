@@ -105,6 +105,8 @@ def run_recipe(
         run.progress.say(f"step {name}: {recipe.steps[name]['method']}")
         result.reports[name] = method.apply(model, data, run)
         result.seconds[name] = time.monotonic() - began
+        for sentence in result.reports[name].notes:
+            run.progress.say(f"note: step {name}: {sentence}")
     result.layers = _layers(model)
     model.close()
     return result

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from halftone.calibrate.select_contract import AbstractSelect
+from halftone.foundation.bounds import at_least
 from halftone.foundation.build import assigned, build, override
 from halftone.foundation.errors import ConfigError, suggest
 from halftone.foundation.registry import make
@@ -39,6 +40,7 @@ class Calibration:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        at_least(self, 1, "samples", "batch")
         self.selection()
 
     def selection(self) -> AbstractSelect:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from halftone.calibrate.select_contract import AbstractSelect
+from halftone.foundation.bounds import at_least, between
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,10 @@ class Normal(AbstractSelect):
 
     mean: float = 0.4
     deviation: float = 0.4
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "mean")
+        at_least(self, 0, "deviation")
 
     def choose(self, calls: int, count: int, generator: torch.Generator) -> torch.Tensor:
         t = (self.mean + self.deviation * torch.randn(count, generator=generator)).clamp(0, 1)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from halftone.calibrate.select_contract import AbstractSelect
+from halftone.foundation.bounds import positive
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,7 @@ class Part(AbstractSelect):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share must be above 0 and at most 1, got {self.share}")
+        positive(self, "share", high=1)
 
     def choose(self, calls: int, count: int, generator: torch.Generator) -> torch.Tensor:
         width = max(1, round(self.share * calls))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from halftone.calibrate.select_contract import AbstractSelect
+from halftone.foundation.bounds import at_least
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,7 @@ class Uniform(AbstractSelect):
     steps: int = 20
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        at_least(self, 1, "steps")
 
     def choose(self, calls: int, count: int, generator: torch.Generator) -> torch.Tensor:
         kept = min(self.steps, calls, count)

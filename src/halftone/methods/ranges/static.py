@@ -8,6 +8,7 @@ import torch
 
 from halftone.calibrate.trajectory import Trajectory
 from halftone.formats import Affine
+from halftone.foundation.bounds import at_least
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
@@ -37,6 +38,7 @@ class Static(AbstractMethod):
     at_most: int = 4096
 
     def __post_init__(self) -> None:
+        at_least(self, 1, "samples", "batch", "at_most")
         range_estimator(self.range)  # a recipe that names none is refused when it is read
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:

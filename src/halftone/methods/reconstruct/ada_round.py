@@ -11,8 +11,9 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.formats import AbstractFormat, Affine
 from halftone.formats.segments import along_weight
+from halftone.foundation.bounds import at_least, between, positive
 from halftone.methods.contract import AbstractMethod, Run, StepReport
-from halftone.methods.fit import UnitError, check_integral, optimise
+from halftone.methods.fit import LARGEST_RATE, UnitError, check_integral, optimise, unimproved
 from halftone.models.quant_model import QuantModel
 from halftone.nn import Scheme
 
@@ -109,6 +110,13 @@ class AdaRound(AbstractMethod):
     walk_batch: int = 32
     skip: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "iterations", "batch", "walk_batch")
+        positive(self, "lr", high=LARGEST_RATE)
+        positive(self, "beta")
+        at_least(self, 0, "regularization")
+        between(self, 0, 1, "warm_up")
+
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         skipped = model.plan.of_roles(f"steps.{run.step}.skip", self.skip)
         schemes = {path: scheme for path, scheme in model.plan.quantized().items() if path not in skipped}
@@ -130,7 +138,7 @@ class AdaRound(AbstractMethod):
                     task.advance(note=f"{unit.path}: error {after / max(before, 1e-30):.2f} of before")
                 else:
                     task.advance()
-        return StepReport(layers)
+        return StepReport(layers, unimproved(layers))
 
     def _reconstruct(
         self, model: QuantModel, unit: Unit, schemes: dict[str, Scheme], stream: int, run: Run

@@ -12,8 +12,9 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.formats import AbstractFormat, Affine
 from halftone.formats.segments import along_input, along_weight
+from halftone.foundation.bounds import at_least, positive
 from halftone.methods.contract import AbstractMethod, Run, StepReport
-from halftone.methods.fit import UnitError, check_integral, optimise
+from halftone.methods.fit import LARGEST_RATE, UnitError, check_integral, optimise, unimproved
 from halftone.models.quant_model import QuantModel
 from halftone.nn import QuantizedLayer
 from halftone.nn.sites import SiteOwner
@@ -137,6 +138,11 @@ class LearnedSteps(AbstractMethod):
     skip_bits: int = 16
     walk_batch: int = 32
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "iterations", "batch", "walk_batch", "skip_bits")
+        positive(self, "lr", high=LARGEST_RATE)
+        positive(self, "power")
+
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         if not self.weights and not any(True for _ in model.activation_sites()):
             return StepReport(notes=["no activation site is planned: weights only"])
@@ -157,7 +163,7 @@ class LearnedSteps(AbstractMethod):
                 before, after = (float(v) for v in found["errors"])
                 facts[unit.path] = {"error_before": before, "error": after}
                 task.advance(note=f"{unit.path}: {after / max(before, 1e-30):.2f}")
-        return StepReport(facts)
+        return StepReport(facts, unimproved(facts))
 
     def _sites(self, model: QuantModel, unit: str = "") -> dict[str, tuple[SiteOwner, str]]:
         return {

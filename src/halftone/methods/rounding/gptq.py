@@ -11,6 +11,7 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import QUANTIZED, Unit, Walk, as_float
 from halftone.formats import AbstractFormat, Affine, fake_quantize, quantize
 from halftone.formats.segments import along_weight
+from halftone.foundation.bounds import at_least
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
@@ -38,6 +39,10 @@ class Gptq(AbstractMethod):
     rows_per_batch: int = 2048
     walk_batch: int = 32
     skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "damping")
+        at_least(self, 1, "rows_per_batch", "walk_batch")
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         skipped = model.plan.of_roles(f"steps.{run.step}.skip", self.skip)

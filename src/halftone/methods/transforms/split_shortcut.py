@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from halftone.calibrate.trajectory import Trajectory
+from halftone.foundation.bounds import at_least
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.models.quant_model import QuantModel
 from halftone.quant.bimodality import bimodality
@@ -23,7 +24,8 @@ class SplitShortcut(AbstractMethod):
     Attributes:
         roles: glob of the roles that may be split; other layers fed by a concatenation (the sine and cosine of a time
             embedding) are left alone.
-        select: ``all`` of them, ``none``, or ``auto``: those whose bimodality score reaches ``threshold``.
+        select: ``all`` of them (or ``on``), ``none`` (``off``), or ``auto``: those whose bimodality score reaches ``threshold``.
+            YAML reads a bare ``on`` or ``off`` as true or false, which mean the same.
         threshold: in dB, see :func:`halftone.quant.bimodality.bimodality`.
         samples: calibration samples used for the score.
 
@@ -33,9 +35,17 @@ class SplitShortcut(AbstractMethod):
     paper: ClassVar[str] = "Q-Diffusion, arXiv:2302.04304"
     before: ClassVar[tuple[str, ...]] = ("weight_scales",)
     roles: str = "*shortcut*"
-    select: Literal["auto", "all", "none"] = "auto"
+    select: Literal["auto", "all", "none", "on", "off", True, False] = "auto"
     threshold: float = 1.0
     samples: int = 64
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "samples")
+
+    @property
+    def _chosen(self) -> str:
+        words: dict[str | bool, str] = {"on": "all", True: "all", "off": "none", False: "none"}
+        return words.get(self.select, str(self.select))
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         planned = model.plan.quantized()
@@ -48,7 +58,7 @@ class SplitShortcut(AbstractMethod):
         layers = {}
         for path, parts in candidates.items():
             score = bimodality(ranges[path], model.originals[path], parts)
-            split = self.select == "all" or (self.select == "auto" and score >= self.threshold)
+            split = self._chosen == "all" or (self._chosen == "auto" and score >= self.threshold)
             if split:
                 model.assign(path, replace(planned[path], segments=parts))
             layers[path] = {"parts": list(parts), "score_db": round(score, 3), "split": split}

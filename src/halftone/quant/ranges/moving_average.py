@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from halftone.foundation.bounds import between
 from halftone.quant.ranges_contract import AbstractRange
 from halftone.quant.spec import QuantSpec
 
@@ -17,6 +18,9 @@ class MovingAverage(AbstractRange):
     """
 
     momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "momentum")
 
     def fit(self, batches: Iterable[torch.Tensor], spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
         low: torch.Tensor | None = None

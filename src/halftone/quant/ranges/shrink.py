@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from halftone.formats import fake_quantize
+from halftone.foundation.bounds import at_least, positive
 from halftone.quant.ranges_contract import AbstractRange
 from halftone.quant.spec import QuantSpec
 
@@ -25,6 +26,11 @@ class Shrink(AbstractRange):
     step: float = 0.01
     power: float = 2.4
     at_most: int = 65536
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "candidates", "at_most")
+        at_least(self, 0, "step")
+        positive(self, "power")
 
     def fit(self, batches: Iterable[torch.Tensor], spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
         kept = [b.float() for b in batches]
