@@ -108,6 +108,30 @@ def test_prompts(halftone: Halftone, model: Path, tmp_path: Path) -> None:
     refused(halftone, ["at least one prompt"], "quantize", model, *QUICK, *given, "-o", tmp_path / "out")
 
 
+def test_more_steps_than_the_scheduler_has(halftone: Halftone, model: Path, tmp_path: Path) -> None:
+    words = ["steps", "at most 1000", "DDIMScheduler", "2000"]
+    refused(halftone, words, "generate", model, "--steps", 2000, "-o", tmp_path / "x.png")
+    refused(halftone, words, "evaluate", model, "--steps", 2000, "--samples", 2)
+    refused(halftone, words, "quantize", model, *QUICK, "--steps", 2000, "-o", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_below_a_file(
+    halftone: Halftone, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "open_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    (tmp_path / "some.json").touch()
+    words = ["below folders", "some.json, a file", "another path"]
+    refused(halftone, words, "quantize", "anything", *QUICK, "-o", tmp_path / "some.json" / "x")
+    refused(halftone, words, "generate", "anything", "-o", tmp_path / "some.json" / "x.png")
+    refused(halftone, words, "report", quantized, "-o", tmp_path / "some.json" / "deep" / "x.html")
+
+
+def test_nothing_to_resume_is_said(halftone: Halftone, model: Path, tmp_path: Path) -> None:
+    done = halftone("quantize", model, *QUICK, "-o", tmp_path / "out", "--resume")
+    assert done.code == 0 and "nothing to resume" in done.err and "starting anew" in done.err
+
+
 def test_roles_that_are_no_table(halftone: Halftone, model: Path, tmp_path: Path) -> None:
     (tmp_path / "roles.toml").write_text("roles = [")
     roles = ("--roles", tmp_path / "roles.toml")
@@ -116,6 +140,7 @@ def test_roles_that_are_no_table(halftone: Halftone, model: Path, tmp_path: Path
 
 def test_engines(halftone: Halftone, model: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(halftone, ["Did you mean 'simulate'"], "inspect", quantized, "--engine", "simulat")
+    refused(halftone, ["'triton'", "not built", "auto, simulate"], "inspect", quantized, "--engine", "triton")
     refused(halftone, ["a quantized model"], "inspect", model, "--engine", "simulate")
     monkeypatch.setattr("halftone.kernels.machine.unavailable", lambda *_: "this CPU has no abacus")
     refused(halftone, ["no abacus", "--engine simulate"], "inspect", quantized, "--engine", "torch")

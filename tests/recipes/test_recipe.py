@@ -172,6 +172,10 @@ def test_files_that_are_no_recipes(tmp_path: Path, text: str, words: str) -> Non
 def test_a_missing_file() -> None:
     with pytest.raises(ConfigError, match="nothing there"):
         load("nowhere/mine.yaml")
+    with pytest.raises(ConfigError, match="nothing there. Did you mean 'q-diffusion-w4a8'"):
+        load("q-diffusion-w4a8.yaml")
+    with pytest.raises(ConfigError, match="Recipes that come with Halftone: .*rtn-w4a8"):
+        load("zzz.yaml")
 
 
 def test_overrides_come_last() -> None:
@@ -197,6 +201,10 @@ def test_overrides_come_last() -> None:
         ("steps.weights.range={candidates: 3}", r"^steps\.weights\.range\.name"),
         ("calibration.select=unifrm", r"calibration\.select: .*Did you mean 'uniform'"),
         ("calibration.select={name: uniform, step: 3}", r"calibration\.select\.step: .*Did you mean 'steps'"),
+        ("policy.9.keep=true", r"'9'\. They are policy\.0 to policy\.1\."),
+        ("policy.0.weight.format.bits=3", r"Set 'policy\.0\.weight\.format' itself"),
+        ("policy.0.weight.zero=3", "Choose one of 'asymmetric'"),
+        ("steps.reconstruct.start=off", "reads a bare on, off.* quote it"),
         ("seed", "path.to.key=value"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from halftone.calibrate.samples import Stop, is_number, sample_leaves
-from halftone.calibrate.sampling import batches, last_step, protocol, quiet
+from halftone.calibrate.sampling import batches, check_steps, last_step, protocol, quiet
 from halftone.calibrate.select_contract import AbstractSelect
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.errors import CalibrationError
@@ -134,6 +134,7 @@ def record(
             more than their samples.
     """
     refuse_cache(denoiser(pipe))
+    check_steps(pipe, steps)
     if samples < 1 or steps < 1:
         raise CalibrationError("calibration", "at least one sample and one step", f"{samples} samples, {steps} steps")
     first = next(batches(pipe, 1, seed, 1, {k: list(v)[:1] for k, v in (each or {}).items()}, call))

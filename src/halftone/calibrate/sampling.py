@@ -80,6 +80,14 @@ def protocol(
     )
 
 
+def check_steps(pipe: DiffusionPipeline, steps: int) -> None:
+    """Raise a ConfigError when ``steps`` are more than the scheduler of ``pipe`` has (those of the training)."""
+    most = getattr(getattr(pipe.scheduler, "config", None), "num_train_timesteps", None)
+    if isinstance(most, int) and steps > most:
+        where, name = "--steps (steps)", type(pipe.scheduler).__name__
+        raise ConfigError(where, f"at most {most}, the steps of this model's {name}", str(steps), "50 is usual.")
+
+
 @contextlib.contextmanager
 def quiet(pipe: DiffusionPipeline) -> Iterator[None]:
     """Silence the pipeline's own bar, and give it back as it was."""

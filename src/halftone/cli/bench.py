@@ -23,7 +23,8 @@ def command(
         typer.Option(metavar="FLOAT_MODEL", help="The original, timed in float32 and bfloat16 in the same run."),
     ] = None,
     engine: Annotated[
-        list[str] | None, typer.Option("--engine", help="Engine to time; repeatable. Default: auto, the fastest.")
+        list[str] | None,
+        typer.Option("--engine", help="Engine to time: auto (the default), simulate, torch; repeatable."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in one denoiser call.")] = 1,
     rounds: Annotated[int, typer.Option(min=2, help="Counted calls of each contender.")] = 30,

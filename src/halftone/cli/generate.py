@@ -8,7 +8,8 @@ import typer
 
 from halftone.cli.options import Engine, Json, Model, Overwrite, Prompts, Seed, Steps, read_prompts
 from halftone.cli.output import emit, working
-from halftone.foundation.errors import ConfigError, OutputError
+from halftone.foundation.errors import ConfigError
+from halftone.foundation.files import check_output_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,8 +47,7 @@ def command(
     """
     if output.suffix.lower() != ".png":
         raise ConfigError(f"-o {output}", "a name that ends in .png", output.suffix or "no ending")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise OutputError(str(output), "a new file", "one that exists", "Choose another path, or pass --overwrite.")
+    check_output_file(output, overwrite)
     if prompt and prompts:
         raise ConfigError("--prompt", "one of --prompt and --prompts", "both")
     texts = [prompt] if prompt else read_prompts(prompts) if prompts else None

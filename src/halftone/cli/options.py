@@ -15,7 +15,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Denoising steps of the sampler.
 Engine = Annotated[
     str | None,
     typer.Option(
-        help="Kernels to run on: simulate (the definition), torch (integer kernels) ... Default: the fastest."
+        help="Kernels to run on: auto (each layer's fastest, the default), simulate (the definition), torch (integer kernels)."
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]

@@ -7,7 +7,8 @@ import typer
 
 from halftone.cli.options import Json, Overwrite
 from halftone.cli.output import emit, working
-from halftone.foundation.errors import ConfigError, OutputError
+from halftone.foundation.errors import ConfigError
+from halftone.foundation.files import check_output_file
 
 
 def command(
@@ -26,8 +27,7 @@ def command(
     """
     if not folder.is_dir():
         raise ConfigError(str(folder), "a folder that `halftone quantize` wrote", "none")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise OutputError(str(output), "a new file", "one that exists", "Choose another path, or pass --overwrite.")
+    check_output_file(output, overwrite)
     with working():
         from halftone.report.page import write_report
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from halftone.calibrate.sampling import Protocol, batches, last_step, protocol, quiet
+from halftone.calibrate.sampling import Protocol, batches, check_steps, last_step, protocol, quiet
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.progress import Progress
 from halftone.models.denoiser import denoiser
@@ -93,8 +93,9 @@ def sample(
 
     Raises:
         CalibrationError: the model yields NaN or infinity.
-        ConfigError: ``each`` does not have ``count`` values, or the pipeline takes no generator.
+        ConfigError: ``each`` does not have ``count`` values, the pipeline takes no generator, or more steps than the scheduler has.
     """
+    check_steps(pipe, steps)
     facts = protocol(pipe, count, steps, seed, batch, each, **call)
     images, latents, seconds = [], [], 0.0
     task = (progress or Progress(enabled=False)).task("sampling", count, "images")

@@ -157,8 +157,12 @@ def _step(node: Any, rest: list[str], done: str, path: str) -> tuple[Any, list[s
     if isinstance(node, list):
         if re.fullmatch(r"-?\d+", rest[0]) and -len(node) <= int(rest[0]) < len(node):
             return int(rest[0]), rest[1:], True
-        raise ConfigError(f"--set {path}", f"the number of one of the {len(node)} entries of '{done}'", f"'{rest[0]}'")
-    raise ConfigError(f"--set {path}", f"'{done}' to be a mapping or a list", _shown(node))
+        fix = f"They are {done}.0 to {done}.{len(node) - 1}." if node else f"'{done}' is empty: replace it as a whole."
+        raise ConfigError(
+            f"--set {path}", f"the number of one of the {len(node)} entries of '{done}'", f"'{rest[0]}'", fix
+        )
+    fix = f"Set '{done}' itself."
+    raise ConfigError(f"--set {path}", f"'{done}' to be a mapping or a list", _shown(node), fix)
 
 
 def _dataclass(cls: type, data: Any, where: str) -> Any:
@@ -243,7 +247,10 @@ def _literal(kind: Any, value: Any, where: str) -> Any:
     # The types are compared as well because True == 1.
     if any(type(choice) is type(value) and choice == value for choice in choices):
         return value
-    fix = suggest(value, [choice for choice in choices if isinstance(choice, str)]) if isinstance(value, str) else ""
+    words = [choice for choice in choices if isinstance(choice, str)]
+    fix = suggest(value, words) if isinstance(value, str) and words else f"Choose {_named(kind)}."
+    if isinstance(value, bool):
+        fix = "YAML reads a bare on, off, yes or no as true or false: quote it. " + fix
     raise ConfigError(where, _named(kind), _shown(value), fix)
 
 

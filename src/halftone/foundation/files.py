@@ -76,11 +76,25 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
     """Raise the error with which ``staged_folder`` would refuse ``path``, for work to be refused before it begins.
 
     Raises:
-        OutputError: ``path`` is a file, or a folder that is not empty and may not be overwritten.
+        OutputError: ``path`` is a file or below one, or a folder that is not empty and may not be overwritten.
     """
     path = Path(path).resolve()
     with _explained(path):
         _refuse(path, overwrite)
+
+
+def check_output_file(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse a file that may not be written, for work to be refused before it begins.
+
+    Raises:
+        OutputError: ``path`` is a folder, below a file, or a file that may not be overwritten.
+    """
+    path = Path(path).resolve()
+    with _explained(path):
+        _refuse_below_file(path)
+        if path.is_dir() or (path.exists() and not overwrite):
+            fix = "Choose another path" + (" or pass --overwrite." if path.is_file() else ".")
+            raise OutputError(str(path), "a new file", "a folder" if path.is_dir() else "one that exists", fix)
 
 
 def write_failure(error: BaseException, path: str | Path) -> OutputError | None:
@@ -95,7 +109,14 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _refuse_below_file(path: Path) -> None:
+    there = next((parent for parent in path.parents if parent.exists()), None)
+    if there is not None and not there.is_dir():
+        raise OutputError(str(path), "a path below folders", f"{there}, a file", "Choose another path.")
+
+
 def _refuse(path: Path, overwrite: bool) -> None:
+    _refuse_below_file(path)
     if not path.exists():
         return
     if not path.is_dir():

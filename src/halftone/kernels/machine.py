@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from halftone.formats import Affine, parse
-from halftone.foundation.errors import ConfigError, KernelError, suggest
+from halftone.foundation.errors import KernelError
 from halftone.kernels.contract import Operands, Operation
-from halftone.kernels.select import AUTO, engines, library
+from halftone.kernels.select import AUTO, check_engine, engines, library
 
 _FLAGS = {
     "avx2": "_is_avx2_supported",
@@ -48,8 +48,7 @@ def require(engine: str, weight_only: bool = False) -> None:
         ConfigError: no such engine.
         KernelError: it has kernels, but none runs here; the message says why.
     """
-    if engine not in engines():
-        raise ConfigError("engine", "one of " + ", ".join(engines()), engine, suggest(engine, engines()))
+    check_engine(engine)
     reason = unavailable(engine, weight_only) if engine != AUTO else None
     if reason is not None:
         raise KernelError(f"engine '{engine}'", "a machine it runs on", reason, "Use --engine simulate.")

@@ -22,6 +22,15 @@ def engines() -> list[str]:
     return [AUTO, *sorted({kernel.engine for kernel in library().values()})]
 
 
+def check_engine(engine: str) -> None:
+    """Raise a ConfigError, with a suggestion, unless there is an engine of that name."""
+    if engine not in engines():
+        expected = "one of " + ", ".join(engines())
+        fix = suggest(engine, engines())
+        fix = fix if fix.startswith("Did") else "It is not built: choose one of these, or add a kernel."
+        raise ConfigError("--engine (engine)", expected, f"'{engine}'", fix)
+
+
 @dataclass(frozen=True)
 class Choice:
     """The kernel that runs a layer.
@@ -44,8 +53,7 @@ def choose(engine: str, operation: Operation, operands: Operands) -> Choice:
     Raises:
         ConfigError: no such engine.
     """
-    if engine not in engines():
-        raise ConfigError("engine", "one of " + ", ".join(engines()), engine, suggest(engine, engines()))
+    check_engine(engine)
     refused: dict[str, str] = {}
     ordered = sorted(library().items(), key=lambda item: -item[1].preference)
     for name, kernel in ordered:

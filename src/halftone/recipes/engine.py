@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from halftone.calibrate.record import record
+from halftone.calibrate.sampling import check_steps
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
@@ -89,6 +90,7 @@ def run_recipe(
     methods = recipe.methods()
     found = architecture(module, roles)
     plan = make_plan(module, found, recipe.policy)
+    check_steps(pipe, steps)
     _claim_work(run, resume, recipe, module, steps, each)
     began = time.monotonic()
     data = _trajectory(pipe, recipe, steps, run, each)
@@ -171,5 +173,6 @@ def _claim_work(
         if not resume:
             raise ConfigError(str(run.work), "no unfinished work", "some", "Go on with --resume, or delete the folder.")
         return
-    run.work.mkdir(parents=True, exist_ok=True)
+    if resume:
+        run.progress.say(f"note: there is nothing to resume in {run.work}: starting anew")
     write_atomically(claim, json.dumps({"run": mine, "recipe": recipe.name}))

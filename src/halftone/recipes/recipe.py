@@ -158,7 +158,8 @@ def _read(source: str) -> dict[str, Any]:
     if source.endswith((".yaml", ".yml")) or "/" in source:
         path = Path(source)
         if not path.is_file():
-            raise ConfigError(f"recipe file {source}", "a readable YAML file", "nothing there")
+            fix = suggest(path.stem, names()).replace("Known:", "Recipes that come with Halftone:")
+            raise ConfigError(f"recipe file {source}", "a readable YAML file", "nothing there", fix)
         text = path.read_text(encoding="utf-8", errors="replace")
     elif source in names():
         text = resources.files(_LIBRARY).joinpath(f"{source}.yaml").read_text()
