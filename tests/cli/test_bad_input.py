@@ -155,6 +155,28 @@ def test_a_model_with_nan_weights(halftone: Halftone, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_all_zeros(halftone: Halftone, tmp_path: Path) -> None:
+    pipe = pipeline(tiny_unet())
+    for parameter in pipe.unet.parameters():
+        parameter.data.zero_()
+    pipe.save_pretrained(tmp_path / "model")
+    words = ["outputs of UNet2DModel", "vary", "the constant 0", "not zero"]
+    refused(halftone, words, "quantize", tmp_path / "model", *QUICK, "-o", tmp_path / "out", code=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sites_that_saw_one_value_are_named(halftone: Halftone, tmp_path: Path) -> None:
+    pipe = pipeline(tiny_unet())
+    silent = pipe.unet.mid_block.resnets[0].norm2  # what its conv2 is fed is then zero
+    silent.weight.data.zero_()
+    silent.bias.data.zero_()
+    pipe.save_pretrained(tmp_path / "model")
+    done = halftone("quantize", tmp_path / "model", *QUICK, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert "saw one value only" in done.err and "mid_block.resnets.0.conv2.input (0)" in done.err
+    assert "mid_block.resnets.0.conv2.input (0)" in done.json["report"]["steps"]["activations"]["notes"][0]
+
+
 class Layerless(ModelMixin, ConfigMixin):
     """A denoiser without a single linear or convolution."""
 

@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from halftone.calibrate.answers import check_answers
 from halftone.calibrate.record import record
 from halftone.calibrate.sampling import check_steps
 from halftone.calibrate.trajectory import Trajectory
@@ -102,6 +103,7 @@ def run_recipe(
     concatenated = concatenated_inputs(module, *first)
     model = QuantModel.open(module, found, plan)
     model.concatenated = concatenated
+    check_answers(module, data)
     for name, method in methods.items():
         began, run.step = time.monotonic(), name
         run.progress.say(f"step {name}: {recipe.steps[name]['method']}")

@@ -54,7 +54,7 @@ class Static(AbstractMethod):
             affine = fit_site(name, columns, spec, self.range)
             owner.set_site_affine(site, affine)
             layers[name] = {"scale": [float(f"{s:.6g}") for s in affine.scale]}
-        return StepReport(layers)
+        return StepReport(layers, constant_sites(seen))
 
 
 def fit_site(
@@ -74,6 +74,20 @@ def fit_site(
         lows.append(low)
         highs.append(high)
     return spec.affine(torch.cat(lows), torch.cat(highs))
+
+
+def constant_sites(seen: Mapping[str, list[list[torch.Tensor]]]) -> list[str]:
+    """Return a sentence that names the sites of which a segment saw one value only, none where there is no such site."""
+    named = []
+    for name, segments in seen.items():
+        extremes = [(min(float(b.amin()) for b in s), max(float(b.amax()) for b in s)) for s in segments]
+        still = [low for low, high in extremes if low == high]
+        if still:
+            named.append(f"{name} ({still[0]:g})")
+    if not named:
+        return []
+    some = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
+    return [f"{len(named)} of {len(seen)} sites saw one value only, which makes a range for nothing else: {some}"]
 
 
 def thin(values: torch.Tensor, at_most: int) -> torch.Tensor:
