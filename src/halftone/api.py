@@ -75,7 +75,7 @@ def quantize(
     )
     done: Quantized = run_recipe(pipe, loaded, steps, run, resume, each, Path(roles) if roles else None)
     report = {**done.plain(), "budget": budget, "seed": seed}
-    notes = {"budget": budget, "seed": seed, "roles": done.roles()}
+    notes = {"budget": budget, "seed": seed, "roles": done.roles(), "source": done.source}
     if done.left_float:
         notes["left_float"] = done.left_float
     attach(done.module, report["recipe"], done.identity, notes)

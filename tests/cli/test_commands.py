@@ -10,6 +10,7 @@ import torch
 import yaml
 from diffusers import DDIMPipeline
 from PIL import Image
+from tests.tiny import pipeline, tiny_unet
 
 from halftone.foundation.errors import ConfigError
 from halftone.recipes import load
@@ -115,6 +116,24 @@ def test_an_expectation_that_is_not_met(halftone: Halftone, model: Path, quantiz
 def test_evaluate_a_float_model_alone(halftone: Halftone, model: Path) -> None:
     done = halftone("evaluate", model, "--samples", 2, "--steps", 2)
     assert done.code == 0 and "give --against" in done.out and not (model / "halftone").exists()
+
+
+def test_another_model_than_the_original_is_named(
+    halftone: Halftone, model: Path, artifact: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    pipeline(tiny_unet(seed=3)).save_pretrained(other)
+    how = ("--samples", 2, "--steps", 2, "--trail", 0, "--json")
+    assert halftone("evaluate", artifact, "--against", model, *how).json["notes"] == []
+    done = halftone("evaluate", artifact, "--against", other, *how)
+    assert done.json["notes"] == ["other is not the float model that artifact was made from: its weights differ"]
+    assert f"warning: {done.json['notes'][0]}" in done.err
+    quick = ("--rounds", 2, "--warmup", 0, "--no-memory", "--json")
+    done = halftone("bench", artifact, "--against", artifact, *quick)
+    assert done.json["notes"] == ["artifact is itself quantized: nothing here is measured against a float model"]
+    assert halftone("report", artifact, "-o", tmp_path / "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "was made from: its weights differ" in page and "is itself quantized" in page
 
 
 def test_bench_compares_in_one_run(halftone: Halftone, model: Path, artifact: Path) -> None:

@@ -49,7 +49,7 @@ def command(
     with working() as progress:
         from json import dumps
 
-        from halftone.cli.models import is_quantized, label, local_artifact, open_model, resolve, use_engine
+        from halftone.cli.models import doubts, is_quantized, label, local_artifact, open_model, resolve, use_engine
         from halftone.evaluate.bench import Subject, bench
         from halftone.foundation.files import write_atomically
 
@@ -61,13 +61,16 @@ def command(
             engines, runs = engine or [], {name: (model, name) for name in _FLOATS}
         for name in engines:  # all of them before any is timed
             use_engine(pipe, name)
+        notes = doubts(model, pipe, against, open_model(against) if against else None)
+        for note in notes:
+            progress.say(f"warning: {note}")
         baselines = {name: (against, name) for name in _FLOATS} if against else {}
         rows = baselines | {(f"{name} of MODEL" if name in baselines else name): each for name, each in runs.items()}
         subjects = {name: Subject(resolve(source), kind) for name, (source, kind) in rows.items()} if memory else {}
         contenders = [_contender(name, source, kind, batch, device) for name, (source, kind) in rows.items()]
         folders = {name: folder for name, (source, _) in rows.items() if (folder := _denoiser_folder(resolve(source)))}
         found = bench(contenders, subjects, folders, batch, rounds, warmup, device, seed, progress)
-        record = {"model": label(model), "against": label(against) if against else None, **found}
+        record = {"model": label(model), "against": label(against) if against else None, **found, "notes": notes}
         folder = local_artifact(model, pipe) if keep else None
         if folder:
             write_atomically(folder / RECORD, dumps(record, indent=1) + "\n")

@@ -84,16 +84,19 @@ def command(
     wanted = [parse_expectation(text, against is not None) for text in expect or []]
     texts = read_prompts(prompts) if prompts else None
     with working() as progress:
-        from halftone.cli.models import label, local_artifact, open_model, use_engine
+        from halftone.cli.models import doubts, label, local_artifact, open_model, use_engine
 
         pipe = open_model(model, device=device)
         use_engine(pipe, engine)
         other = open_model(against, device=device) if against else None
+        notes = doubts(model, pipe, against, other)
+        for note in notes:
+            progress.say(f"warning: {note}")
         how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
         results = _check(wanted, found)
         names = {"model": label(model), "against": label(against) if against else None}
-        record = {**found.plain(), **names, "engine": engine, "expectations": results}
+        record = {**found.plain(), **names, "engine": engine, "expectations": results, "notes": notes}
         folder = local_artifact(model, pipe) if keep else None
         if folder:
             _keep(folder, record, drawn, paired, other, how, texts, progress)

@@ -137,6 +137,23 @@ def local_artifact(source: str, pipe: "DiffusionPipeline") -> Path | None:
     return folder if folder.is_dir() and is_quantized(pipe) else None
 
 
+def doubts(model: str, pipe: "DiffusionPipeline", against: str | None, other: "DiffusionPipeline | None") -> list[str]:
+    """Return sentences about why ``against`` is not the float original of ``model``; none where nothing speaks against it."""
+    from halftone.artifact import described
+    from halftone.models.denoiser import denoiser
+    from halftone.models.fingerprint import source_fingerprint
+
+    if against is None or other is None:
+        return []
+    if is_quantized(other):
+        return [f"{label(against)} is itself quantized: nothing here is measured against a float model"]
+    found = described(denoiser(pipe))
+    source = found.notes.get("source") if found else None
+    if source is None or source == source_fingerprint(denoiser(other)):
+        return []
+    return [f"{label(against)} is not the float model that {label(model)} was made from: its weights differ"]
+
+
 def label(source: str) -> str:
     """Return what to call the model in a file that may be passed on: folders of this machine are nobody's business.
 

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import nn
 
+from halftone.models.precision import as_float
+
 
 def fingerprint(module: nn.Module) -> str:
     """Return the sha256 over names, dtypes, shapes and bytes of all parameters and buffers, sorted by name."""
@@ -12,4 +14,18 @@ def fingerprint(module: nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def source_fingerprint(module: nn.Module) -> str:
+    """Return the sha256 over names, shapes and values of all parameters and buffers, sorted by name.
+
+    16-bit floats count as the float32 numbers they are, so that a model is known again in whichever dtype it is loaded, as long
+    as that lost nothing.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        value = as_float(tensor.detach().cpu()).contiguous()
+        digest.update(f"{name}:{list(value.shape)};".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from halftone.foundation.files import write_atomically
 from halftone.methods.contract import Run, StepReport
 from halftone.models.concatenation import concatenated_inputs
 from halftone.models.denoiser import denoiser
-from halftone.models.fingerprint import fingerprint
+from halftone.models.fingerprint import fingerprint, source_fingerprint
 from halftone.models.left_float import float_denoisers
 from halftone.models.policy import Plan, make_plan
 from halftone.models.quant_model import QuantModel
@@ -35,6 +35,7 @@ class Quantized:
     """The outcome of a recipe: the denoiser (changed in place) and what happened.
 
     Attributes:
+        source: fingerprint of the float denoiser.
         layers: facts by path.
         left_float: what stays float although the policy, or the reader, may think otherwise; sentences.
     """
@@ -42,6 +43,7 @@ class Quantized:
     module: nn.Module
     recipe: Recipe
     identity: dict[str, Any]
+    source: str
     reports: dict[str, StepReport] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class Quantized:
         return {
             "recipe": plain(self.recipe),
             "trajectory": self.identity,
+            "source": self.source,
             "steps": {name: plain(report) for name, report in self.reports.items()},
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "layers": self.layers,
@@ -93,9 +96,10 @@ def run_recipe(
     plan = make_plan(module, found, recipe.policy)
     check_steps(pipe, steps)
     _claim_work(run, resume, recipe, module, steps, each)
+    source = source_fingerprint(module)
     began = time.monotonic()
     data = _trajectory(pipe, recipe, steps, run, each)
-    result = Quantized(module, recipe, data.identity, seconds={"record": time.monotonic() - began})
+    result = Quantized(module, recipe, data.identity, source, seconds={"record": time.monotonic() - began})
     result.left_float = _left_float(pipe, plan)
     for sentence in result.left_float:
         run.progress.say(f"note: {sentence}")

@@ -85,7 +85,7 @@ def quality(pieces: Pieces) -> Markup:
     rows = [*_paired_rows(mapping(record, "paired")), *_distribution_rows(record)]
     columns = [Column("measure"), Column("value", True), Column("95 % interval", True)]
     body = [[join([name, tag("span", meaning, class_="hint")]), *cells] for name, meaning, *cells in rows]
-    content = [table(columns, body)] if rows else []
+    content = [*_notes(record), *([table(columns, body)] if rows else [])]
     if not record.get("paired"):
         content.append(absent("evaluation", "No paired distances"))
     content += list(_expectations(record))
@@ -102,6 +102,13 @@ def quality(pieces: Pieces) -> Markup:
     else:
         content.append(absent("trail", "No errors along the trajectory"))
     return section(title, lead, *content)
+
+
+def _notes(record: dict[str, Any]) -> Iterator[Markup]:
+    """Yield what a reader of the numbers must know, such as that they are against another model."""
+    listed = record.get("notes")
+    for said in listed if isinstance(listed, list) else []:
+        yield tag("p", tag("strong", "Note: "), str(said), class_="note")
 
 
 def _expectations(record: dict[str, Any]) -> Iterator[Markup]:
@@ -173,7 +180,8 @@ def cost(pieces: Pieces, model: Model) -> Markup:
     device = machine.get("cuda") or f"{machine.get('processor')}, {machine.get('threads')} threads"
     note = f"Batch {how.get('batch')}, {how.get('rounds')} rounds on {device}, torch {machine.get('torch')}. "
     note += "Peak memory is above that of a process that has only imported the libraries."
-    return section("Size and speed", lead, *content, table(columns, body), tag("p", note, class_="note"))
+    content += [*_notes(pieces.bench), table(columns, body), tag("p", note, class_="note")]
+    return section("Size and speed", lead, *content)
 
 
 def bench_rows(pieces: Pieces) -> list[dict[str, Any]]:
