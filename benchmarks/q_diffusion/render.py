@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.q_diffusion import findings, tables
 from benchmarks.q_diffusion.findings import Finding
 from benchmarks.q_diffusion.plots import pictures
+from benchmarks.q_diffusion.recipes_of_rows import edges_sentence, stale
 from benchmarks.q_diffusion.results import Result, Section, comparable, pick, read, removed
 from benchmarks.q_diffusion.settings import SECTIONS
 from halftone.foundation.files import write_atomically
@@ -32,6 +33,7 @@ def render(results: Path, docs: Path, readme: Path) -> list[str]:
     write_atomically(docs / PAGE, page(sections, set(drawings)))
     said.append(f"wrote {PAGE}")
     said += [f"no rows yet: {section}" for section in SECTIONS if section not in sections]
+    said += [f"stale, its recipe has changed since: {name}" for name in stale(sections)]
     block = readme_block(sections)
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     if block is None:
@@ -96,6 +98,9 @@ def _conditions(sections: dict[str, Section]) -> list[str]:
     lines = [f"Measured on {'; '.join(machines)}; {'; '.join(versions)}; commits {', '.join(commits)}.", ""]
     if len(models) > 1:
         lines += [f"**The rows are of {len(models)} different float models: measure the old ones again.**", ""]
+    old = ", ".join(f"`{name}`" for name in stale(sections))
+    if old:
+        lines += [f"**Stale: the recipe of these rows is no longer the library's; measure them again: {old}.**", ""]
     return lines
 
 
@@ -214,7 +219,9 @@ def readme_block(sections: dict[str, Section]) -> str | None:
     reference = section.get("float")
     if reference is None or reference.distribution is None:
         return None
-    body = [_readme_row(section, row) for row in tables.main_rows(section)]
+    rows = tables.main_rows(section)
+    body = [_readme_row(section, row) for row in rows]
+    edges, old = edges_sentence(rows), stale({"headline": {row.name: row for row in rows}})
     name, floor = reference.distribution["name"], reference.distribution["floor"]
     head = [
         "",
@@ -228,7 +235,8 @@ def readme_block(sections: dict[str, Section]) -> str | None:
     text = (
         f"{_protocol(section)[0].upper()}{_protocol(section)[1:]} Floor of the distance: {floor['mean']:.2f} ± "
         f"{floor['std']:.2f}. Speed is a denoiser call's on this CPU. "
-        "In every row the first and the last layer have 8-bit weights and, where activations are quantized, 16-bit inputs. "
+        f"{edges}{' ' * bool(edges)}"
+        f"{f'Rows of an older recipe than the library has now: {len(old)}. ' if old else ''}"
         f"Made by `{_COMMAND} run` and `render`; everything else is in [docs/results](docs/results/{PAGE})."
     )
     return "\n".join([*tables.table(head, body), text, ""])
