@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from benchmarks.q_diffusion.settings import Settings
+from halftone.recipes import BUDGETS
 
 Kind = Literal["float", "quality", "trail", "ranges", "latency"]
 HEADLINE = ("w4a8", "w4a32", "w8a8", "w3a8")
@@ -45,6 +46,7 @@ def rows(settings: Settings) -> list[Row]:
     """Return the rows of the sections asked for, in order."""
     makers = {
         "headline": _headline,
+        "budgets": _budgets,
         "edges": _edges,
         "trajectory": _trajectory,
         "timesteps": _timesteps,
@@ -79,6 +81,27 @@ def _headline(settings: Settings) -> Iterator[Row]:
         if seed == settings.seeds[0]:
             # Once the models are there: before the further seeds, which take longest.
             yield _row(settings, "headline", "latency", "latency")
+
+
+BUDGETED = ("w4a8", "w4a32")
+
+
+def _budgets(settings: Settings) -> Iterator[Row]:
+    """Q-Diffusion at the budgets that the headline does not have; one that takes many hours must be asked for.
+
+    Asked for is a budget by ``--budget``, unless the headline's rows get it in the same run, or by its name in ``--rows``.
+    """
+    yield _row(settings, "budgets", "float", "float", labels={"method": "float", "bits": "float"})
+    for budget, bits in itertools.product(BUDGETS, BUDGETED):
+        if settings.budget is None:
+            asked = budget not in ("paper", settings.budget_of("headline"))
+        else:
+            asked = budget == settings.budget and "headline" not in settings.sections
+        if asked or budget in settings.pattern:
+            recipe = f"q-diffusion-{bits}"
+            labels = {"method": "q-diffusion", "bits": bits, "budget": budget}
+            row = _row(settings, "budgets", f"{recipe}-{budget}", "quality", recipe, labels=labels)
+            yield replace(row, budget=budget)
 
 
 def _edges(settings: Settings) -> Iterator[Row]:

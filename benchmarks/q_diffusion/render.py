@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.q_diffusion import findings, tables
+from benchmarks.q_diffusion.budgets import budgets_table, resumed
 from benchmarks.q_diffusion.findings import Finding
 from benchmarks.q_diffusion.plots import pictures
 from benchmarks.q_diffusion.recipes_of_rows import edges_sentence, stale
@@ -80,6 +81,8 @@ def page(sections: dict[str, Section], drawn: set[str]) -> str:
     for name, write in writers.items():
         if name in sections:
             lines += write(sections[name], drawn)
+        if name == "headline" and "budgets" in sections:
+            lines += _budgets(sections)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -159,6 +162,15 @@ def _headline(section: Section, drawn: set[str]) -> list[str]:
     if spread:
         lines += ["Over calibration seeds, each on the same images (as many as every row keeps):", "", *spread]
     return lines + _verdicts(findings.headline(section))
+
+
+def _budgets(sections: dict[str, Section]) -> list[str]:
+    words = (
+        "What the smaller budgets lose to the largest that was measured; the headline's rows stand for their own budget. "
+        f"`paper` takes many hours and is measured only when asked for: `{_COMMAND} run --only budgets --budget paper`."
+    )
+    lines = ["## Budgets", "", words, "", *budgets_table(sections), *(tables.RESUMED if resumed(sections) else [])]
+    return lines + tables.floor_sentence(sections["budgets"]) + _verdicts(findings.other_budgets(sections))
 
 
 def _edges(section: Section, drawn: set[str]) -> list[str]:

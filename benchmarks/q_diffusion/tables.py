@@ -15,6 +15,7 @@ from benchmarks.q_diffusion.plan import (
 from benchmarks.q_diffusion.results import Result, Section, comparable, over_seeds, pick, removed
 
 NAMES = {"rtn": "linear (nearest rounding)", "gptq": "GPTQ", "q-diffusion": "Q-Diffusion", "float": "float model"}
+RESUMED = ["\\* went on from an interrupted run: the time of its last part.", ""]
 _LATENCY_BATCH = "16"
 
 
@@ -110,7 +111,7 @@ def headline(section: Section) -> list[str]:
         )
     lines = table(head, body)
     if any((row.metrics.get("quantize") or {}).get("resumed") for row in main_rows(section)):
-        lines += ["\\* went on from an interrupted run: the time of its last part.", ""]
+        lines += RESUMED
     return lines
 
 
