@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from benchmarks.q_diffusion.budgets import at_budgets, linear, reference
 from benchmarks.q_diffusion.plan import BUDGETED
 from benchmarks.q_diffusion.results import Result, Section, change, comparable, pick, removed
+from benchmarks.q_diffusion.seeds import Spread, of_linear_removed, over_float, spoken
 
 SHOWS, NOT, OPEN = "shows", "does not show", "is not decided"
 _TARGET = "(target) "
@@ -74,7 +75,7 @@ def headline(rows: Section) -> list[Finding]:
         mine, rtn, gptq = (pick(rows, method=m, bits=bits, seed="main") for m in ("q-diffusion", "rtn", "gptq"))
         if mine is None:
             continue
-        found += _removed_target(mine, rtn)
+        found += _removed_target(mine, rtn, of_linear_removed(rows, "q-diffusion", bits))
         found += _claim(
             f"{_TARGET}{bits}: block reconstruction beats GPTQ clearly.",
             "GPTQ in its place",
@@ -83,23 +84,24 @@ def headline(rows: Section) -> list[Finding]:
             _matters,
         )
     mine = pick(rows, method="q-diffusion", bits="w4a8", seed="main")
-    return found + _distance_target(mine, rows.get("float"))
+    return found + _distance_target(mine, rows.get("float"), over_float(rows, "q-diffusion", "w4a8"))
 
 
-def _removed_target(mine: Result, rtn: Result | None) -> list[Finding]:
-    """The target for the paired error, at every budget."""
+def _removed_target(mine: Result, rtn: Result | None, spread: Spread | None = None) -> list[Finding]:
+    """The target for the paired error, at every budget; beside it the spread over calibration seeds."""
     if rtn is None or not comparable(mine, rtn):
         return []
     share = removed(mine, rtn)
     met = SHOWS if share.low >= 0.95 else NOT if share.high < 0.95 else OPEN
     evidence = f"{share.value:.1%} at budget {mine.data['budget']} (95 % interval {share.low:.1%} to {share.high:.1%})."
+    evidence += spoken(spread)
     return [
         Finding(f"{_TARGET}{mine.labels['bits']}: at least 95 % of linear's excess error is removed.", met, evidence)
     ]
 
 
-def _distance_target(mine: Result | None, reference: Result | None) -> list[Finding]:
-    """The target for the Fréchet distance, which is stated for two budgets."""
+def _distance_target(mine: Result | None, reference: Result | None, spread: Spread | None = None) -> list[Finding]:
+    """The target for the Fréchet distance, which is stated for two budgets; beside it the spread over calibration seeds."""
     if mine is None or reference is None or mine.distribution is None or reference.distribution is None:
         return []
     if mine.protocol["samples"] != reference.protocol["samples"]:
@@ -110,7 +112,8 @@ def _distance_target(mine: Result | None, reference: Result | None) -> list[Find
     over = mine.distribution["value"] / reference.distribution["value"] - 1
     verdict = SHOWS if over <= limit else NOT
     claim = f"{_TARGET}w4a8 at budget {mine.data['budget']}: distance at most {limit:.0%} above the float model's."
-    return [Finding(claim, verdict, f"{over:+.1%}, from one set of {mine.protocol['samples']} samples.")]
+    evidence = f"{over:+.1%}, from one set of {mine.protocol['samples']} samples.{spoken(spread, sign='+')}"
+    return [Finding(claim, verdict, evidence)]
 
 
 def other_budgets(sections: dict[str, Section]) -> list[Finding]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.q_diffusion import findings, tables
+from benchmarks.q_diffusion import findings, seeds, tables
 from benchmarks.q_diffusion.budgets import budgets_table, resumed
 from benchmarks.q_diffusion.findings import Finding
 from benchmarks.q_diffusion.plots import pictures
@@ -158,9 +158,14 @@ def _headline(section: Section, drawn: set[str]) -> list[str]:
         lines += [text, ""]
     lines += _picture("headline", drawn, "PSNR by method and bits")
     lines += tables.latency(section)
-    spread = tables.seeds(section)
+    spread = seeds.table_of(section)
     if spread:
-        lines += ["Over calibration seeds, each on the same images (as many as every row keeps):", "", *spread]
+        words = (
+            "Mean and standard deviation over calibration seeds. PSNR and linear's error removed: on the same images, as many "
+            "as every row keeps. FD: over that of the float row with as many samples "
+            f"({_sample_counts(section)}), as a distance depends on their number."
+        )
+        lines += [words, "", *spread]
     return lines + _verdicts(findings.headline(section))
 
 
@@ -171,6 +176,11 @@ def _budgets(sections: dict[str, Section]) -> list[str]:
     )
     lines = ["## Budgets", "", words, "", *budgets_table(sections), *(tables.RESUMED if resumed(sections) else [])]
     return lines + tables.floor_sentence(sections["budgets"]) + _verdicts(findings.other_budgets(sections))
+
+
+def _sample_counts(section: Section) -> str:
+    floats = [row for name in ("float", "float-few") if (row := section.get(name)) is not None]
+    return ", ".join(f"`{row.name}`: {row.protocol['samples']}" for row in floats)
 
 
 def _edges(section: Section, drawn: set[str]) -> list[str]:

@@ -12,7 +12,7 @@ from benchmarks.q_diffusion.plan import (
     TIMED,
     reads_calibration,
 )
-from benchmarks.q_diffusion.results import Result, Section, comparable, over_seeds, pick, removed
+from benchmarks.q_diffusion.results import Result, Section, comparable, pick, removed
 
 NAMES = {"rtn": "linear (nearest rounding)", "gptq": "GPTQ", "q-diffusion": "Q-Diffusion", "float": "float model"}
 RESUMED = ["\\* went on from an interrupted run: the time of its last part.", ""]
@@ -122,19 +122,6 @@ def main_rows(section: Section) -> list[Result]:
         pick(section, method=m, bits=b, seed="main") for b in sorted(HEADLINE, reverse=True) for m in reversed(METHODS)
     ]
     return [row for row in found if row is not None]
-
-
-def seeds(section: Section) -> list[str]:
-    """Return the spread over calibration seeds."""
-    body = []
-    for bits in HEADLINE:
-        for method in METHODS:
-            rows = [r for r in section.values() if r.labels.get("method") == method and r.labels.get("bits") == bits]
-            spread = over_seeds(rows)
-            if spread is not None:
-                mean, deviation, count = spread
-                body.append([NAMES[method], bits.upper(), str(count), f"{mean:.2f}", f"{deviation:.2f}"])
-    return table(["model", "bits", "seeds", "mean PSNR, dB", "deviation, dB"], body) if body else []
 
 
 def latency(section: Section) -> list[str]:
