@@ -147,10 +147,9 @@ def _picture(name: str, drawn: set[str], words: str) -> list[str]:
 
 def _headline(section: Section, drawn: set[str]) -> list[str]:
     lines = ["## Headline", "", _protocol(section), "", *tables.headline(section), *tables.floor_sentence(section)]
-    lines += [
-        f"Latency is that of {tables.timed_names()}: equal formats run the same kernels, whoever found the numbers.",
-        "",
-    ]
+    timed = ", ".join(tables.timed_names(section))
+    if timed:
+        lines += [f"Latency is that of {timed}: equal formats run the same kernels, whoever found the numbers.", ""]
     agreements = [(row.metrics.get("agreement_with_simulate") or {}).get("psnr") for row in section.values()]
     known = [value for value in agreements if isinstance(value, float)]
     if known:
@@ -276,6 +275,6 @@ def _readme_row(section: Section, row: Result) -> list[str]:
         tables.distance(row),
         tables.interval(pairs.get("psnr"), 1),
         tables.share(removed(row, linear).value) if known and linear is not None else "-",
-        f"{row.metrics['disk_bytes'] / 1e6:.1f}",
+        tables.megabytes(section, row, 1),
         ", ".join(f"{each['speedup']['bfloat16']['value']:.2f}" if each else "-" for each in timed),
     ]

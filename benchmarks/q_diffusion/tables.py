@@ -9,7 +9,6 @@ from benchmarks.q_diffusion.plan import (
     METHODS,
     RECONSTRUCTIONS,
     SPLITS,
-    TIMED,
     reads_calibration,
 )
 from benchmarks.q_diffusion.results import Result, Section, comparable, pick, removed
@@ -104,7 +103,7 @@ def headline(section: Section) -> list[str]:
                 interval(pairs.get("ssim"), 3),
                 interval(pairs.get("latent_mse"), 2, 1e3),
                 share(removed(row, linear).value) if linear and linear is not row and comparable(row, linear) else "-",
-                f"{row.metrics['disk_bytes'] / 1e6:.2f}",
+                megabytes(section, row, 2),
                 _timed(row, times),
                 (f"{facts['seconds'] / 60:.1f}" + ("*" if facts["resumed"] else "")) if facts else "-",
             ]
@@ -113,6 +112,19 @@ def headline(section: Section) -> list[str]:
     if any((row.metrics.get("quantize") or {}).get("resumed") for row in main_rows(section)):
         lines += RESUMED
     return lines
+
+
+def megabytes(section: Section, row: Result, digits: int) -> str:
+    """Return the bytes of a row's denoiser; of the float model those in float32 too, as its files may hold fewer.
+
+    The float32 bytes were counted by the quantized rows: their denoiser with all weights in float32.
+    """
+    stored = row.metrics["disk_bytes"]
+    text = f"{stored / 1e6:.{digits}f}"
+    whole = next((each.metrics["sizes"]["unquantized"] for each in section.values() if "sizes" in each.metrics), None)
+    if row.labels["method"] != "float" or whole is None:
+        return text
+    return f"{whole / 1e6:.{digits}f} (fp32), {text} as stored ({round(32 * stored / whole)}-bit)"
 
 
 def main_rows(section: Section) -> list[Result]:
@@ -231,6 +243,6 @@ def shortcuts(section: Section) -> list[str]:
     )
 
 
-def timed_names() -> str:
-    """Return the models that are timed, for a sentence."""
-    return ", ".join(f"`{name}`" for name in TIMED)
+def timed_names(section: Section) -> list[str]:
+    """Return the quantized models that the latency row timed, for a sentence."""
+    return [f"`{name}`" for name in latencies(section) if name not in ("float32", "bfloat16")]
