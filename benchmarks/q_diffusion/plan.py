@@ -161,6 +161,7 @@ def _timesteps(settings: Settings) -> Iterator[Row]:
 CALIBRATIONS = ("uniform", "first-tenth", "one-step")
 SPLITS = ("auto", "none", "all")
 RECONSTRUCTIONS = ("ada_round", "gptq", "nearest")
+ACTIVATIONS = ("min_max", "shrink", "moving_average")  # the recipe's own first
 
 
 def _ablation(settings: Settings) -> Iterator[Row]:
@@ -168,7 +169,8 @@ def _ablation(settings: Settings) -> Iterator[Row]:
     cells = list(itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS))
     # One ingredient removed at a time tells most; then two, then three.
     cells.sort(key=lambda cell: _removed(*cell[1:]))
-    named = [_without(settings, what) for what in ("no-learned-steps", "no-shrink")]
+    named = [_without(settings, what) for what in ("no-learned-steps", "no-shrink", "no-operands")]
+    named += [_activations(settings, estimator) for estimator in ACTIVATIONS[1:]]
     for number, (bits, calibration, split, reconstruction) in enumerate(cells):
         if number == 2:
             yield from named
@@ -193,6 +195,13 @@ def _removed(calibration: str, split: str, reconstruction: str) -> int:
 def _without(settings: Settings, what: str) -> Row:
     labels = {"bits": "w4a8", "without": what.removeprefix("no-")}
     return _row(settings, "ablation", f"w4a8-{what}", "quality", f"q-diffusion-w4a8-{what}", labels=labels)
+
+
+def _activations(settings: Settings, estimator: str) -> Row:
+    """The full method with another way to find the activations' ranges."""
+    name, labels = f"w4a8-activations-{estimator.replace('_', '-')}", {"bits": "w4a8", "activations": estimator}
+    overrides = (f"steps.activations.range={estimator}",)
+    return _row(settings, "ablation", name, "quality", "q-diffusion-w4a8", overrides=overrides, labels=labels)
 
 
 def _cell(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.q_diffusion.plan import (
+    ACTIVATIONS,
     CALIBRATIONS,
     HEADLINE,
     METHODS,
@@ -206,6 +207,11 @@ def ablation(section: Section) -> list[str]:
     if others:
         listed = {**others, **({whole.name: whole} if whole else {})}
         lines += ["W4A8 without further ingredients:", "", *quality(listed, {"without": "without"})]
+    ranges = {name: row for name, row in section.items() if "activations" in row.labels}
+    if ranges:
+        if whole:
+            ranges[whole.name] = Result({**whole.data, "labels": {"activations": ACTIVATIONS[0]}})
+        lines += ["W4A8 by how the activations' ranges are found:", "", *quality(ranges, {"activations": "ranges"})]
     return lines
 
 
