@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.q_diffusion import findings, seeds, tables
 from benchmarks.q_diffusion.budgets import budgets_table, resumed
+from benchmarks.q_diffusion.details import ranges_table, trajectory_table
 from benchmarks.q_diffusion.findings import Finding
 from benchmarks.q_diffusion.plots import pictures
 from benchmarks.q_diffusion.recipes_of_rows import edges_sentence, stale
@@ -212,12 +213,14 @@ def _timesteps(section: Section, drawn: set[str]) -> list[str]:
 def _trajectory(section: Section, drawn: set[str]) -> list[str]:
     lines = ["## Error along the trajectory", "", _protocol(section), ""]
     lines += _picture("trajectory", drawn, "Error against the float model, call by call")
+    lines += trajectory_table(section)
     return lines + _verdicts(findings.trajectory(section))
 
 
 def _ranges(section: Section, drawn: set[str]) -> list[str]:
     lines = ["## Activation ranges over time", ""]
     lines += _picture("ranges", drawn, "The layers whose input range moves most")
+    lines += ranges_table(section)
     lines += ["Layers fed by a concatenation; the score is what scales of their own would gain for each part:", ""]
     return lines + tables.shortcuts(section) + _picture("shortcuts", drawn, "The two parts of the shortcuts' inputs")
 
