@@ -8,6 +8,7 @@ if [ -x .venv/bin/halftone ]; then PATH="$PWD/.venv/bin:$PATH"; fi
 command -v halftone >/dev/null || { echo "halftone is not installed here; run: make demo" >&2; exit 1; }
 
 model=zoo:fashion-unet
+limit=600 # seconds
 began=$SECONDS
 step() { printf '\n[%d:%02d] %s\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) "$*" >&2; }
 
@@ -42,3 +43,8 @@ tail -n 3 demo/layers.txt
 echo
 echo "Pictures: demo/float.png and demo/quantized.png"
 echo "Report:   $PWD/demo/report.html"
+took=$((SECONDS - began))
+printf 'Took:     %d:%02d on %d processors\n' $((took / 60)) $((took % 60)) "$(getconf _NPROCESSORS_ONLN)"
+if [ "$took" -gt "$limit" ]; then
+    echo "That is more than the $((limit / 60)) minutes promised for two cores: is the machine busy, or slower than most?"
+fi

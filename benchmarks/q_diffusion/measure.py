@@ -21,6 +21,7 @@ from halftone.foundation.build import plain
 from halftone.foundation.errors import CalibrationError
 from halftone.models.denoiser import denoiser
 from halftone.models.example_inputs import example_inputs
+from halftone.models.roles import architecture
 from halftone.nn.layers import quantized_layers
 
 # Two rows are compared by the differences of their samples' errors, so some of them are kept: four digits each.
@@ -119,8 +120,9 @@ def _trail(row: Row, workshop: Workshop) -> dict[str, Any]:
 def _ranges(row: Row, workshop: Workshop) -> dict[str, Any]:
     given, count = workshop.settings, min(_TRAIL_SAMPLES, row.samples)
     pipe = workshop.load_float().to(given.device)
+    roles = {path: role.name for path, role in architecture(denoiser(pipe)).roles.items()}
     found = ranges_over_time(pipe, count, given.steps, given.noise, given.batch, progress=workshop.progress)
-    return {"ranges": found.plain()}
+    return {"ranges": found.plain(), "roles": roles}
 
 
 def _latency(row: Row, workshop: Workshop) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from benchmarks.q_diffusion.settings import Settings
+from halftone.recipes import BUDGETS
 
 Kind = Literal["float", "quality", "trail", "ranges", "latency"]
 HEADLINE = ("w4a8", "w4a32", "w8a8", "w3a8")
 METHODS = ("q-diffusion", "gptq", "rtn")
 # Nothing in this recipe looks at a calibration sample, so another seed gives the same model bit by bit.
 SEEDLESS = ("rtn-w4a32",)
-TIMED = ("q-diffusion-w4a8", "q-diffusion-w8a8", "q-diffusion-w4a32")
+TIMED = ("q-diffusion-w4a8", "q-diffusion-w8a8", "q-diffusion-w4a32", "q-diffusion-w3a8")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def rows(settings: Settings) -> list[Row]:
     """Return the rows of the sections asked for, in order."""
     makers = {
         "headline": _headline,
+        "budgets": _budgets,
         "edges": _edges,
         "trajectory": _trajectory,
         "timesteps": _timesteps,
@@ -79,6 +81,27 @@ def _headline(settings: Settings) -> Iterator[Row]:
         if seed == settings.seeds[0]:
             # Once the models are there: before the further seeds, which take longest.
             yield _row(settings, "headline", "latency", "latency")
+
+
+BUDGETED = ("w4a8", "w4a32")
+
+
+def _budgets(settings: Settings) -> Iterator[Row]:
+    """Q-Diffusion at the budgets that the headline does not have; one that takes many hours must be asked for.
+
+    Asked for is a budget by ``--budget``, unless the headline's rows get it in the same run, or by its name in ``--rows``.
+    """
+    yield _row(settings, "budgets", "float", "float", labels={"method": "float", "bits": "float"})
+    for budget, bits in itertools.product(BUDGETS, BUDGETED):
+        if settings.budget is None:
+            asked = budget not in ("paper", settings.budget_of("headline"))
+        else:
+            asked = budget == settings.budget and "headline" not in settings.sections
+        if asked or budget in settings.pattern:
+            recipe = f"q-diffusion-{bits}"
+            labels = {"method": "q-diffusion", "bits": bits, "budget": budget}
+            row = _row(settings, "budgets", f"{recipe}-{budget}", "quality", recipe, labels=labels)
+            yield replace(row, budget=budget)
 
 
 def _edges(settings: Settings) -> Iterator[Row]:
@@ -138,6 +161,7 @@ def _timesteps(settings: Settings) -> Iterator[Row]:
 CALIBRATIONS = ("uniform", "first-tenth", "one-step")
 SPLITS = ("auto", "none", "all")
 RECONSTRUCTIONS = ("ada_round", "gptq", "nearest")
+ACTIVATIONS = ("min_max", "shrink", "moving_average")  # the recipe's own first
 
 
 def _ablation(settings: Settings) -> Iterator[Row]:
@@ -145,7 +169,8 @@ def _ablation(settings: Settings) -> Iterator[Row]:
     cells = list(itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS))
     # One ingredient removed at a time tells most; then two, then three.
     cells.sort(key=lambda cell: _removed(*cell[1:]))
-    named = [_without(settings, what) for what in ("no-learned-steps", "no-shrink")]
+    named = [_without(settings, what) for what in ("no-learned-steps", "no-shrink", "no-operands")]
+    named += [_activations(settings, estimator) for estimator in ACTIVATIONS[1:]]
     for number, (bits, calibration, split, reconstruction) in enumerate(cells):
         if number == 2:
             yield from named
@@ -170,6 +195,13 @@ def _removed(calibration: str, split: str, reconstruction: str) -> int:
 def _without(settings: Settings, what: str) -> Row:
     labels = {"bits": "w4a8", "without": what.removeprefix("no-")}
     return _row(settings, "ablation", f"w4a8-{what}", "quality", f"q-diffusion-w4a8-{what}", labels=labels)
+
+
+def _activations(settings: Settings, estimator: str) -> Row:
+    """The full method with another way to find the activations' ranges."""
+    name, labels = f"w4a8-activations-{estimator.replace('_', '-')}", {"bits": "w4a8", "activations": estimator}
+    overrides = (f"steps.activations.range={estimator}",)
+    return _row(settings, "ablation", name, "quality", "q-diffusion-w4a8", overrides=overrides, labels=labels)
 
 
 def _cell(

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - the backend comes first
 from matplotlib.figure import Figure  # noqa: E402
 
+from benchmarks.q_diffusion.details import movement  # noqa: E402
 from benchmarks.q_diffusion.plan import CALIBRATIONS, METHODS  # noqa: E402
 from benchmarks.q_diffusion.results import Section, pick  # noqa: E402
 from benchmarks.q_diffusion.tables import NAMES, main_rows  # noqa: E402
@@ -175,11 +176,7 @@ def _range_data(section: Section) -> dict[str, Any]:
         return {}
     layers = row.metrics["ranges"]["layers"]
 
-    def moves(path: str) -> float:
-        spans = [high - low for high, low in zip(layers[path]["high"], layers[path]["low"], strict=True)]
-        return max(spans) / max(min(spans), 1e-9)
-
-    most = sorted(layers, key=lambda path: -moves(path))[:_PANELS]
+    most = sorted(layers, key=lambda path: -movement(layers[path]))[:_PANELS]
     return {path: {"t": row.metrics["ranges"]["timesteps"], "input": layers[path]} for path in most}
 
 

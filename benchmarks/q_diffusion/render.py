@@ -4,9 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.q_diffusion import findings, tables
+from benchmarks.q_diffusion import findings, seeds, tables
+from benchmarks.q_diffusion.budgets import budgets_table, resumed
+from benchmarks.q_diffusion.details import ranges_table, trajectory_table
 from benchmarks.q_diffusion.findings import Finding
 from benchmarks.q_diffusion.plots import pictures
+from benchmarks.q_diffusion.recipes_of_rows import edges_sentence, stale
 from benchmarks.q_diffusion.results import Result, Section, comparable, pick, read, removed
 from benchmarks.q_diffusion.settings import SECTIONS
 from halftone.foundation.files import write_atomically
@@ -32,6 +35,7 @@ def render(results: Path, docs: Path, readme: Path) -> list[str]:
     write_atomically(docs / PAGE, page(sections, set(drawings)))
     said.append(f"wrote {PAGE}")
     said += [f"no rows yet: {section}" for section in SECTIONS if section not in sections]
+    said += [f"stale, its recipe has changed since: {name}" for name in stale(sections)]
     block = readme_block(sections)
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     if block is None:
@@ -78,6 +82,8 @@ def page(sections: dict[str, Section], drawn: set[str]) -> str:
     for name, write in writers.items():
         if name in sections:
             lines += write(sections[name], drawn)
+        if name == "headline" and "budgets" in sections:
+            lines += _budgets(sections)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -96,6 +102,9 @@ def _conditions(sections: dict[str, Section]) -> list[str]:
     lines = [f"Measured on {'; '.join(machines)}; {'; '.join(versions)}; commits {', '.join(commits)}.", ""]
     if len(models) > 1:
         lines += [f"**The rows are of {len(models)} different float models: measure the old ones again.**", ""]
+    old = ", ".join(f"`{name}`" for name in stale(sections))
+    if old:
+        lines += [f"**Stale: the recipe of these rows is no longer the library's; measure them again: {old}.**", ""]
     return lines
 
 
@@ -139,10 +148,9 @@ def _picture(name: str, drawn: set[str], words: str) -> list[str]:
 
 def _headline(section: Section, drawn: set[str]) -> list[str]:
     lines = ["## Headline", "", _protocol(section), "", *tables.headline(section), *tables.floor_sentence(section)]
-    lines += [
-        f"Latency is that of {tables.timed_names()}: equal formats run the same kernels, whoever found the numbers.",
-        "",
-    ]
+    timed = ", ".join(tables.timed_names(section))
+    if timed:
+        lines += [f"Latency is that of {timed}: equal formats run the same kernels, whoever found the numbers.", ""]
     agreements = [(row.metrics.get("agreement_with_simulate") or {}).get("psnr") for row in section.values()]
     known = [value for value in agreements if isinstance(value, float)]
     if known:
@@ -150,10 +158,29 @@ def _headline(section: Section, drawn: set[str]) -> list[str]:
         lines += [text, ""]
     lines += _picture("headline", drawn, "PSNR by method and bits")
     lines += tables.latency(section)
-    spread = tables.seeds(section)
+    spread = seeds.table_of(section)
     if spread:
-        lines += ["Over calibration seeds, each on the same images (as many as every row keeps):", "", *spread]
+        words = (
+            "Mean and standard deviation over calibration seeds. PSNR and linear's error removed: on the same images, as many "
+            "as every row keeps. FD: over that of the float row with as many samples "
+            f"({_sample_counts(section)}), as a distance depends on their number."
+        )
+        lines += [words, "", *spread]
     return lines + _verdicts(findings.headline(section))
+
+
+def _budgets(sections: dict[str, Section]) -> list[str]:
+    words = (
+        "What the smaller budgets lose to the largest that was measured; the headline's rows stand for their own budget. "
+        f"`paper` takes many hours and is measured only when asked for: `{_COMMAND} run --only budgets --budget paper`."
+    )
+    lines = ["## Budgets", "", words, "", *budgets_table(sections), *(tables.RESUMED if resumed(sections) else [])]
+    return lines + tables.floor_sentence(sections["budgets"]) + _verdicts(findings.other_budgets(sections))
+
+
+def _sample_counts(section: Section) -> str:
+    floats = [row for name in ("float", "float-few") if (row := section.get(name)) is not None]
+    return ", ".join(f"`{row.name}`: {row.protocol['samples']}" for row in floats)
 
 
 def _edges(section: Section, drawn: set[str]) -> list[str]:
@@ -186,12 +213,14 @@ def _timesteps(section: Section, drawn: set[str]) -> list[str]:
 def _trajectory(section: Section, drawn: set[str]) -> list[str]:
     lines = ["## Error along the trajectory", "", _protocol(section), ""]
     lines += _picture("trajectory", drawn, "Error against the float model, call by call")
+    lines += trajectory_table(section)
     return lines + _verdicts(findings.trajectory(section))
 
 
 def _ranges(section: Section, drawn: set[str]) -> list[str]:
     lines = ["## Activation ranges over time", ""]
     lines += _picture("ranges", drawn, "The layers whose input range moves most")
+    lines += ranges_table(section)
     lines += ["Layers fed by a concatenation; the score is what scales of their own would gain for each part:", ""]
     return lines + tables.shortcuts(section) + _picture("shortcuts", drawn, "The two parts of the shortcuts' inputs")
 
@@ -214,7 +243,9 @@ def readme_block(sections: dict[str, Section]) -> str | None:
     reference = section.get("float")
     if reference is None or reference.distribution is None:
         return None
-    body = [_readme_row(section, row) for row in tables.main_rows(section)]
+    rows = tables.main_rows(section)
+    body = [_readme_row(section, row) for row in rows]
+    edges, old = edges_sentence(rows), stale({"headline": {row.name: row for row in rows}})
     name, floor = reference.distribution["name"], reference.distribution["floor"]
     head = [
         "",
@@ -228,7 +259,8 @@ def readme_block(sections: dict[str, Section]) -> str | None:
     text = (
         f"{_protocol(section)[0].upper()}{_protocol(section)[1:]} Floor of the distance: {floor['mean']:.2f} ± "
         f"{floor['std']:.2f}. Speed is a denoiser call's on this CPU. "
-        "In every row the first and the last layer have 8-bit weights and, where activations are quantized, 16-bit inputs. "
+        f"{edges}{' ' * bool(edges)}"
+        f"{f'Rows of an older recipe than the library has now: {len(old)}. ' if old else ''}"
         f"Made by `{_COMMAND} run` and `render`; everything else is in [docs/results](docs/results/{PAGE})."
     )
     return "\n".join([*tables.table(head, body), text, ""])
@@ -246,6 +278,6 @@ def _readme_row(section: Section, row: Result) -> list[str]:
         tables.distance(row),
         tables.interval(pairs.get("psnr"), 1),
         tables.share(removed(row, linear).value) if known and linear is not None else "-",
-        f"{row.metrics['disk_bytes'] / 1e6:.1f}",
+        tables.megabytes(section, row, 1),
         ", ".join(f"{each['speedup']['bfloat16']['value']:.2f}" if each else "-" for each in timed),
     ]

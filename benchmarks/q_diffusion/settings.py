@@ -9,10 +9,11 @@ CACHE = ROOT / "runs" / "q_diffusion"
 DOCS = ROOT / "docs" / "results"
 README = ROOT / "README.md"
 
-SECTIONS = ("headline", "edges", "trajectory", "timesteps", "ablation", "ranges", "samplers")  # the most telling first
+# The most telling first.
+SECTIONS = ("headline", "budgets", "edges", "trajectory", "timesteps", "ablation", "ranges", "samplers")
 MODEL = "zoo:fashion-unet"
-_SAMPLES = {"headline": 5000}
-_ELSEWHERE = 2000  # samples of every other section, and of further calibration seeds in the headline
+_SAMPLES = {"headline": 5000, "budgets": 5000}
+_ELSEWHERE = 2000  # samples of the other sections, and of further calibration seeds in the headline
 _BUDGET = {
     "headline": "fast",
     "edges": "demo",

@@ -4,17 +4,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.q_diffusion.plan import (
+    ACTIVATIONS,
     CALIBRATIONS,
     HEADLINE,
     METHODS,
     RECONSTRUCTIONS,
     SPLITS,
-    TIMED,
     reads_calibration,
 )
-from benchmarks.q_diffusion.results import Result, Section, comparable, over_seeds, pick, removed
+from benchmarks.q_diffusion.results import Result, Section, comparable, pick, removed
 
 NAMES = {"rtn": "linear (nearest rounding)", "gptq": "GPTQ", "q-diffusion": "Q-Diffusion", "float": "float model"}
+RESUMED = ["\\* went on from an interrupted run: the time of its last part.", ""]
 _LATENCY_BATCH = "16"
 
 
@@ -103,15 +104,28 @@ def headline(section: Section) -> list[str]:
                 interval(pairs.get("ssim"), 3),
                 interval(pairs.get("latent_mse"), 2, 1e3),
                 share(removed(row, linear).value) if linear and linear is not row and comparable(row, linear) else "-",
-                f"{row.metrics['disk_bytes'] / 1e6:.2f}",
+                megabytes(section, row, 2),
                 _timed(row, times),
                 (f"{facts['seconds'] / 60:.1f}" + ("*" if facts["resumed"] else "")) if facts else "-",
             ]
         )
     lines = table(head, body)
     if any((row.metrics.get("quantize") or {}).get("resumed") for row in main_rows(section)):
-        lines += ["\\* went on from an interrupted run: the time of its last part.", ""]
+        lines += RESUMED
     return lines
+
+
+def megabytes(section: Section, row: Result, digits: int) -> str:
+    """Return the bytes of a row's denoiser; of the float model those in float32 too, as its files may hold fewer.
+
+    The float32 bytes were counted by the quantized rows: their denoiser with all weights in float32.
+    """
+    stored = row.metrics["disk_bytes"]
+    text = f"{stored / 1e6:.{digits}f}"
+    whole = next((each.metrics["sizes"]["unquantized"] for each in section.values() if "sizes" in each.metrics), None)
+    if row.labels["method"] != "float" or whole is None:
+        return text
+    return f"{whole / 1e6:.{digits}f} (fp32), {text} as stored ({round(32 * stored / whole)}-bit)"
 
 
 def main_rows(section: Section) -> list[Result]:
@@ -121,19 +135,6 @@ def main_rows(section: Section) -> list[Result]:
         pick(section, method=m, bits=b, seed="main") for b in sorted(HEADLINE, reverse=True) for m in reversed(METHODS)
     ]
     return [row for row in found if row is not None]
-
-
-def seeds(section: Section) -> list[str]:
-    """Return the spread over calibration seeds."""
-    body = []
-    for bits in HEADLINE:
-        for method in METHODS:
-            rows = [r for r in section.values() if r.labels.get("method") == method and r.labels.get("bits") == bits]
-            spread = over_seeds(rows)
-            if spread is not None:
-                mean, deviation, count = spread
-                body.append([NAMES[method], bits.upper(), str(count), f"{mean:.2f}", f"{deviation:.2f}"])
-    return table(["model", "bits", "seeds", "mean PSNR, dB", "deviation, dB"], body) if body else []
 
 
 def latency(section: Section) -> list[str]:
@@ -206,6 +207,11 @@ def ablation(section: Section) -> list[str]:
     if others:
         listed = {**others, **({whole.name: whole} if whole else {})}
         lines += ["W4A8 without further ingredients:", "", *quality(listed, {"without": "without"})]
+    ranges = {name: row for name, row in section.items() if "activations" in row.labels}
+    if ranges:
+        if whole:
+            ranges[whole.name] = Result({**whole.data, "labels": {"activations": ACTIVATIONS[0]}})
+        lines += ["W4A8 by how the activations' ranges are found:", "", *quality(ranges, {"activations": "ranges"})]
     return lines
 
 
@@ -243,6 +249,6 @@ def shortcuts(section: Section) -> list[str]:
     )
 
 
-def timed_names() -> str:
-    """Return the models that are timed, for a sentence."""
-    return ", ".join(f"`{name}`" for name in TIMED)
+def timed_names(section: Section) -> list[str]:
+    """Return the quantized models that the latency row timed, for a sentence."""
+    return [f"`{name}`" for name in latencies(section) if name not in ("float32", "bfloat16")]

@@ -46,8 +46,22 @@ def test_every_row_of_the_study_has_a_recipe_that_loads() -> None:
         if row.recipe is not None:
             load(row.recipe, row.budget, list(row.overrides))
     assert [row.name for row in rows[:2]] == ["float", "q-diffusion-w4a8-seed0"]
-    assert {row.samples for row in rows if row.section == "headline" and row.seed == 0} == {5000}
-    assert {row.samples for row in rows if row.section != "headline" or row.seed != 0} == {2000}
+    many = ("headline", "budgets")
+    assert {row.samples for row in rows if row.section in many and row.seed == 0} == {5000}
+    assert {row.samples for row in rows if row.section not in many or row.seed != 0} == {2000}
+
+
+def test_the_readme_lists_every_section_with_its_rows() -> None:
+    rows, text = plan.rows(Settings()), (Path(plan.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    listed = {cells[1].strip(" `"): cells for line in text.splitlines() if len(cells := line.split("|")) == 7}
+    for section in SECTIONS:
+        own = [row for row in rows if row.section == section]
+        cells = listed[section]
+        assert cells[3].split(";")[0].strip() == str(len(own)), section
+        budgets = {row.budget for row in own if row.recipe is not None}
+        assert cells[4].strip() == (", ".join(sorted(budgets)) or "-"), section
+        expected = 256 if own[0].kind in ("trail", "ranges") else own[0].samples
+        assert cells[5].split(";")[0].strip() == str(expected), section
 
 
 @pytest.mark.slow
@@ -84,7 +98,8 @@ def test_the_harness_runs_and_goes_on_where_it_stopped(settings: Settings, monke
     assert {name: path_of_text(settings, name) for name in rows} == before
     trail = read(settings.results)["trajectory"]["linear-w5a32"].metrics["trail"]
     assert len(trail["x_mse"]) == 3 and trail["x_mse"][0] == 0.0 < trail["x_mse"][-1]
-    assert read(settings.results)["ranges"]["float"].metrics["ranges"]["layers"]
+    ranges = read(settings.results)["ranges"]["float"].metrics
+    assert ranges["ranges"]["layers"].keys() == ranges["roles"].keys()
     # Another protocol is another measurement.
     said.clear()
     _only(monkeypatch, "headline/float")

@@ -110,6 +110,12 @@ def test_an_ablation_leaves_one_thing_out() -> None:
     edges = load("q-diffusion-w4a8-no-edges")
     assert edges.steps == full.steps
     assert (edges.policy[1].weight, edges.policy[1].input) == (full.policy[0].weight, full.policy[0].input)
+    operands = load("q-diffusion-w4a8-no-operands")
+    assert operands.steps == full.steps
+    assert not any(rule.operands for rule in operands.policy)
+    assert [(rule.weight, rule.input) for rule in operands.policy] == [
+        (rule.weight, rule.input) for rule in full.policy
+    ]
     timesteps = load("q-diffusion-w4a8-no-timesteps")
     assert timesteps.steps == full.steps
     assert timesteps.calibration.select != full.calibration.select
