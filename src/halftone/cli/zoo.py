@@ -27,6 +27,7 @@ def listing(context: typer.Context, json: Json = False) -> None:
     Examples:
       halftone zoo
       halftone zoo train fashion-unet --data fashion_mnist.npz --minutes 240
+      halftone zoo train emoji-sd --data FOLDER --minutes 360
     """
     if context.invoked_subcommand is not None:
         return
@@ -45,8 +46,11 @@ def listing(context: typer.Context, json: Json = False) -> None:
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="A model of the zoo.")],
-    data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Its data set (fashion_mnist.npz).")],
-    minutes: Annotated[float, typer.Option(min=0.0, help="Training time; a denoiser's budget.")] = 240.0,
+    data: Annotated[
+        Path,
+        typer.Option(help="Its data set: fashion_mnist.npz, or the folder with the emoji and captions."),
+    ],
+    minutes: Annotated[float, typer.Option(min=0.0, help="Training time; a pipeline's budget.")] = 240.0,
     work: Annotated[
         Path | None,
         typer.Option(
@@ -57,15 +61,24 @@ def train(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: where the weights ship.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Images for the distance in a denoiser's card.")] = 2000,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="What a card measures. Default: 2000 images for a distance, or 200 prompts, twice, for the alignment.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Train a zoo model from its data set and write weights and card.
 
+    A pipeline's training that was killed goes on from its last checkpoint with the same command.
+
     \b
     Examples:
       halftone zoo train fashion-unet --data fashion_mnist.npz --minutes 240
+      halftone zoo train emoji-sd --data FOLDER --minutes 360 --work emoji.work -o emoji
       halftone zoo train fashion-classifier --data fashion_mnist.npz
     """
     with working() as progress:
@@ -73,7 +86,8 @@ def train(
         from halftone.zoo.catalog import entry
 
         found = entry(name)
-        _check_data(data)
+        if found.name != "emoji-sd":
+            _check_data(data)
         if found.kind == "features":
             if output is not None:
                 raise ConfigError("-o", "none", str(output), "Feature networks are used from where they ship.")
@@ -83,7 +97,12 @@ def train(
             where = output or found.path
             check_output(where, overwrite)
             place = work or Path(f"{output or name}.work")
-            card = _train_denoiser(name, data, minutes, place, seed, where, samples, overwrite, progress)
+            if found.name == "emoji-sd":
+                from halftone.cli.zoo_emoji import train_emoji
+
+                card = train_emoji(data, minutes, place, seed, where, samples or 200, overwrite, progress)
+            else:
+                card = _train_denoiser(name, data, minutes, place, seed, where, samples or 2000, overwrite, progress)
     emit(card, json, lambda: f"{where}: trained {name}; see its card")
 
 
@@ -132,13 +151,13 @@ def _train_denoiser(
     pipe = fashion_unet.build(seed)
     facts = train(pipe, fashion_unet.images(data), Training(minutes=minutes, seed=seed), work, device, say=progress.say)
     # Half precision is what ships, so it is what the card measures.
-    _cast(pipe.unet, torch.float16)
-    _cast(pipe.unet, torch.float32)
+    cast(pipe.unet, torch.float16)
+    cast(pipe.unet, torch.float32)
     card, picture = _card(name, pipe, facts, samples, minutes, seed, device, progress)
     from json import dumps
 
     readme = _readme(card)
-    _cast(pipe.unet, torch.float16)
+    cast(pipe.unet, torch.float16)
     beside: dict[str, bytes | str] = {
         "card.json": dumps(card, indent=1) + "\n",
         "README.md": readme,
@@ -148,7 +167,8 @@ def _train_denoiser(
     return card
 
 
-def _cast(module: "nn.Module", dtype: "torch.dtype") -> None:
+def cast(module: "nn.Module", dtype: "torch.dtype") -> None:
+    """Change the type of all parameters in place."""
     # diffusers warns about `to(dtype)`, for models that must not be cast as a whole; this one may be.
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)

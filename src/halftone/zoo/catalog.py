@@ -18,6 +18,7 @@ class Entry:
         kind: ``pipeline`` (a diffusers folder) or ``features`` (a network that a Fréchet distance is measured with).
         files: its folder or file below ``weights/``.
         data: what it was trained on, with the licence.
+        source: what ``halftone zoo train NAME --data`` takes to make it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Entry:
     title: str
     files: str
     data: str
+    source: str = "FASHION_MNIST.npz"
 
     @property
     def path(self) -> Path:
@@ -47,6 +49,14 @@ CATALOG = (
         "names garments; its features are those of FD(fashion-classifier)",
         "fashion_classifier.safetensors",
         _FASHION,
+    ),
+    Entry(
+        "emoji-sd",
+        "pipeline",
+        "text to image, 64x64 emoji, StableDiffusionPipeline",
+        "emoji-sd",
+        "Noto emoji (Apache-2.0) with CLDR names and keywords (Unicode License V3)",
+        "FOLDER",
     ),
 )
 
@@ -79,6 +89,6 @@ def folder(name: str) -> Path:
         pipelines = ", ".join(each.name for each in CATALOG if each.kind == "pipeline")
         raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", "a feature network")
     if not found.installed:
-        fix = f"Train it: halftone zoo train {name} --data FASHION_MNIST.npz"
+        fix = f"Train it: halftone zoo train {name} --data {found.source}"
         raise ConfigError(f"zoo:{name}", "its weights in this installation", "none", fix)
     return found.path

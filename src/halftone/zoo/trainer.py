@@ -1,0 +1,167 @@
+"""A training loop for anything with a loss: EMA, a budget in minutes, a checkpoint now and then, resume."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from halftone.kernels.machine import processor
+
+# Draws a batch with the generator and returns (the scalar to minimise, the scalar to show).
+Loss = Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+
+_REPORT = 100  # steps between two lines
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Hyper-parameters of the loop.
+
+    The length is a budget of minutes of training time (``minutes``), because that is what a small machine has; the learning
+    rate warms up, stays, and falls linearly to zero over the last ``decay`` of the budget, wherever the machine got to.
+    ``steps`` replaces the budget by a number of optimizer steps: then nothing depends on the clock, and a run that was
+    interrupted gives the same bits as one that was not.
+    """
+
+    minutes: float = 240.0
+    batch: int = 64
+    lr: float = 5e-4
+    warmup: int = 200  # steps
+    decay: float = 0.3  # share of the budget
+    ema: float = 0.9995
+    seed: int = 0
+    checkpoint_minutes: float = 5.0
+    steps: int | None = None
+
+
+class _Run:
+    """The mutable half of a training: weights, their moving average, optimizer, counters."""
+
+    def __init__(self, model: nn.Module, schedule: Schedule, device: str) -> None:
+        self.schedule = schedule
+        self.device = device
+        self.model = model.to(device).train()
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        self.step, self.elapsed = 0, 0.0
+        self.curve: list[dict[str, float]] = []
+
+    def restore(self, path: Path) -> None:
+        # Written by this very program on this machine; still read without unpickling code.
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"]
+        self.step, self.elapsed, self.curve = state["step"], state["elapsed"], state["curve"]
+
+    def checkpoint(self, path: Path) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "curve": self.curve,
+            "training": asdict(self.schedule),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        # A rename is atomic: a kill leaves the old checkpoint or the new one.
+        partial.replace(path)
+
+    @property
+    def done(self) -> float:
+        """The share of the budget that is used up; 1 or more ends the training."""
+        how = self.schedule
+        if how.steps is not None:
+            return self.step / how.steps if how.steps else 1.0
+        return self.elapsed / (60 * how.minutes) if how.minutes else 1.0
+
+    def learning_rate(self) -> float:
+        how = self.schedule
+        return how.lr * min(1.0, (self.step + 1) / how.warmup, max(1.0 - self.done, 0.0) / how.decay)
+
+    def update(self, loss: Loss) -> float:
+        """One optimizer step; returns the number to show."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        # One generator per step: the data order does not depend on where a run was interrupted.
+        generator = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + self.step)
+        minimised, shown = loss(generator)
+        minimised.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        keep = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                # Integer buffers (positions, counters) are not averaged.
+                average = self.average[name]
+                average.lerp_(value, 1 - keep) if value.is_floating_point() else average.copy_(value)
+        self.step += 1
+        return shown.item()
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    schedule: Schedule,
+    checkpoint: Path,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+    label: str = "",
+) -> dict[str, Any]:
+    """Train ``model`` in place and leave it on ``device``, in evaluation mode, with the averaged weights.
+
+    Args:
+        model: everything that is trained, as one module.
+        loss: called once a step with the step's own generator, from which all its random numbers must come.
+        checkpoint: where it exists the training goes on from there, with the time already spent counted.
+        label: begins each line that is said.
+
+    Returns:
+        The card's facts: hyper-parameters, steps, images seen, seconds, loss curve, the machine that finished it.
+    """
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    run = _Run(model, schedule, device)
+    prefix = f"{label}: " if label else ""
+    if checkpoint.exists():
+        run.restore(checkpoint)
+        say(f"{prefix}resumed at step {run.step}, {run.elapsed / 60:.1f} min")
+    saved, smooth = run.elapsed, None
+    first, earlier = run.step, run.elapsed
+    while run.done < 1.0:
+        began = time.monotonic()
+        shown = run.update(loss)
+        smooth = shown if smooth is None else 0.98 * smooth + 0.02 * shown
+        run.elapsed += time.monotonic() - began
+        if run.step % _REPORT == 0:
+            run.curve.append({"step": run.step, "minutes": round(run.elapsed / 60, 2), "loss": round(smooth, 5)})
+            rate = (run.step - first) * schedule.batch / (run.elapsed - earlier)
+            left = run.elapsed / run.done * (1 - run.done) / 60
+            say(f"{prefix}step {run.step}  loss {smooth:.4f}  {rate:.0f} images/s  ETA {left:.0f} min")
+        if run.elapsed - saved > 60 * schedule.checkpoint_minutes:
+            run.checkpoint(checkpoint)
+            saved = run.elapsed
+    run.checkpoint(checkpoint)
+    model.load_state_dict(run.average)
+    model.eval()
+    return {
+        "training": asdict(schedule),
+        "steps": run.step,
+        "images": run.step * schedule.batch,
+        "seconds": round(run.elapsed),
+        "curve": run.curve,
+        "machine": {
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "cuda": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else None,
+        },
+    }
