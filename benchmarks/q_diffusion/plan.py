@@ -169,7 +169,7 @@ def _ablation(settings: Settings) -> Iterator[Row]:
     cells = list(itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS))
     # One ingredient removed at a time tells most; then two, then three.
     cells.sort(key=lambda cell: _removed(*cell[1:]))
-    named = [_without(settings, what) for what in ("no-learned-steps", "no-shrink", "no-operands")]
+    named = [_without(settings, what) for what in ("learned-steps", "no-shrink", "no-operands")]
     named += [_activations(settings, estimator) for estimator in ACTIVATIONS[1:]]
     for number, (bits, calibration, split, reconstruction) in enumerate(cells):
         if number == 2:

@@ -57,7 +57,7 @@ def test_every_method_of_the_paper(halftone: Halftone, model: Path, tmp_path: Pa
         f"steps.{step}.{what}" for step in ("reconstruct", "learn_steps") for what in ("iterations=2", "batch=4")
     )
     options = [part for change in changes for part in ("--set", change)]
-    recipe = ("--recipe", "q-diffusion-w4a8", "--budget", "demo", "--steps", 3)
+    recipe = ("--recipe", "q-diffusion-w4a8-learned-steps", "--budget", "demo", "--steps", 3)
     done = halftone("quantize", model, *recipe, *options, "-o", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     assert list(done.json["report"]["steps"]) == list(load("q-diffusion-w4a8").steps)

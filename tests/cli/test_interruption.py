@@ -27,7 +27,7 @@ CHANGES = (
     "steps.activations.samples=16",
     "steps.learn_steps.iterations=5",
 )
-WORK = ("--recipe", "q-diffusion-w4a8", "--budget", "demo", "--steps", "4", "--seed", "3")
+WORK = ("--recipe", "q-diffusion-w4a8-learned-steps", "--budget", "demo", "--steps", "4", "--seed", "3")
 WORK += tuple(part for change in CHANGES for part in ("--set", change))
 
 

@@ -103,7 +103,7 @@ def test_a_recipe_runs_and_every_planned_layer_holds_codes(
 
 def test_an_ablation_leaves_one_thing_out() -> None:
     full = load("q-diffusion-w4a8")
-    parts = {"no-split": {"split"}, "no-reconstruction": {"gptq", "reconstruct"}, "no-learned-steps": {"learn_steps"}}
+    parts = {"no-split": {"split"}, "no-reconstruction": {"gptq", "reconstruct"}}
     for name, gone in parts.items():
         steps = load(f"q-diffusion-w4a8-{name}").steps
         assert steps == {key: value for key, value in full.steps.items() if key not in gone}
@@ -116,13 +116,15 @@ def test_an_ablation_leaves_one_thing_out() -> None:
     assert [(rule.weight, rule.input) for rule in operands.policy] == [
         (rule.weight, rule.input) for rule in full.policy
     ]
+    learned = load("q-diffusion-w4a8-learned-steps").steps
+    assert list(learned) == [*full.steps, "learn_steps"]
     timesteps = load("q-diffusion-w4a8-no-timesteps")
     assert timesteps.steps == full.steps
     assert timesteps.calibration.select != full.calibration.select
 
 
 def test_the_paper_budget_has_the_published_numbers() -> None:
-    steps = load("q-diffusion-w4a8", "paper").methods()
+    steps = load("q-diffusion-w4a8-learned-steps", "paper").methods()
     weights, activations = steps["reconstruct"], steps["learn_steps"]
     assert (weights.iterations, weights.batch, weights.lr, weights.warm_up, weights.beta) == (
         20000,

@@ -88,8 +88,8 @@ def test_unknown_and_wrong_keys(write: Callable[..., str], data: dict[str, Any],
 
 def test_extends_drop_and_set(write: Callable[..., str]) -> None:
     changes = {"steps.reconstruct.lr": 0.5, "policy.0.weight.format": "uint3", "calibration.samples": 3}
-    recipe = load(_file(write, "child", extends="q-diffusion-w4a8", drop=["learn_steps"], set=changes))
-    parent = load("q-diffusion-w4a8")
+    recipe = load(_file(write, "child", extends="q-diffusion-w4a8-learned-steps", drop=["learn_steps"], set=changes))
+    parent = load("q-diffusion-w4a8-learned-steps")
     assert list(recipe.steps) == [step for step in parent.steps if step != "learn_steps"]
     assert recipe.steps["reconstruct"] == {**parent.steps["reconstruct"], "lr": 0.5}
     assert (recipe.policy[0].weight.bits, recipe.calibration.samples) == (3, 3)
@@ -102,7 +102,7 @@ def _file(write: Callable[..., str], name: str, **data: Any) -> str:
 
 
 def test_a_budget_of_the_extended_recipe_loses_what_was_dropped(write: Callable[..., str]) -> None:
-    path = _file(write, "child", extends="q-diffusion-w4a8", drop=["learn_steps"])
+    path = _file(write, "child", extends="q-diffusion-w4a8-learned-steps", drop=["learn_steps"])
     recipe = load(path, "demo")
     assert (
         recipe.steps["reconstruct"]["iterations"] == load("q-diffusion-w4a8", "demo").steps["reconstruct"]["iterations"]
@@ -232,7 +232,7 @@ def test_wrong_overrides(override: str, words: str) -> None:
 )
 def test_values_out_of_range(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        load("q-diffusion-w4a8", "paper", [override])
+        load("q-diffusion-w4a8-learned-steps", "paper", [override])
 
 
 @pytest.mark.parametrize("word", ["on", "off", "'on'", "all", "auto"])

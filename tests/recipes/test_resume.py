@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 
 def recipe(shrunk: Callable[..., list[str]], *changes: str) -> Recipe:
-    name = "q-diffusion-w4a8"
+    name = "q-diffusion-w4a8-learned-steps"
     quick = ("steps.weights.range=min_max", "steps.activations.range=min_max")
     return load(name, "demo", [*shrunk(load(name, "demo"), 3), *quick, *changes])
 
