@@ -60,7 +60,7 @@ def test_every_method_of_the_paper(halftone: Halftone, model: Path, tmp_path: Pa
     recipe = ("--recipe", "q-diffusion-w4a8-learned-steps", "--budget", "demo", "--steps", 3)
     done = halftone("quantize", model, *recipe, *options, "-o", tmp_path / "out", "--json")
     assert done.code == 0, done.err
-    assert list(done.json["report"]["steps"]) == list(load("q-diffusion-w4a8").steps)
+    assert list(done.json["report"]["steps"]) == list(load("q-diffusion-w4a8-learned-steps").steps)
 
 
 def test_quantize_replaces_only_when_asked(halftone: Halftone, model: Path, artifact: Path) -> None:
