@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.q_diffusion.plan import (
     ACTIVATIONS,
     CALIBRATIONS,
@@ -13,6 +15,7 @@ from benchmarks.q_diffusion.plan import (
     reads_calibration,
 )
 from benchmarks.q_diffusion.results import Result, Section, comparable, pick, removed
+from halftone.evaluate.paired import decibels
 
 NAMES = {"rtn": "linear (nearest rounding)", "gptq": "GPTQ", "q-diffusion": "Q-Diffusion", "float": "float model"}
 RESUMED = ["\\* went on from an interrupted run: the time of its last part.", ""]
@@ -48,6 +51,11 @@ def over_float(row: Result, reference: Result | None) -> str:
     if row.protocol["samples"] != reference.protocol["samples"] or row is reference:
         return "-"
     return f"{row.distribution['value'] / reference.distribution['value'] - 1:+.1%}"
+
+
+def typical(row: Result) -> str:
+    """Return the PSNR of the median image: the pooled one is decided by the few whose sampling took another way."""
+    return f"{decibels(float(np.median(row.errors))):.1f}" if row.paired else "-"
 
 
 def floor_sentence(section: Section) -> list[str]:
@@ -87,7 +95,7 @@ def _timed(row: Result, times: dict[str, dict[str, Any]]) -> str:
 def headline(section: Section) -> list[str]:
     """Return the headline table."""
     reference, times = section.get("float"), latencies(section)
-    head = ["model", "bits", "budget", "FD", "over float", "PSNR, dB", "SSIM", "latent MSE, ·10⁻³"]
+    head = ["model", "bits", "budget", "FD", "over float", "PSNR, dB", "median PSNR, dB", "SSIM", "latent MSE, ·10⁻³"]
     head += ["linear's error removed", "denoiser, MB", f"ms/call, batch {_LATENCY_BATCH}", "quantized in, min"]
     body = []
     for row in main_rows(section):
@@ -101,6 +109,7 @@ def headline(section: Section) -> list[str]:
                 distance(row),
                 over_float(row, reference),
                 interval(pairs.get("psnr")),
+                typical(row),
                 interval(pairs.get("ssim"), 3),
                 interval(pairs.get("latent_mse"), 2, 1e3),
                 share(removed(row, linear).value) if linear and linear is not row and comparable(row, linear) else "-",
