@@ -6,6 +6,7 @@ import typer
 
 from halftone.cli.options import Engine, Json, Model
 from halftone.cli.output import emit, size, table, working
+from halftone.foundation.wording import some
 
 if TYPE_CHECKING:
     from halftone.evaluate.inspection import Inspection, LayerFacts
@@ -62,7 +63,7 @@ def _human(found: "Inspection") -> str:
             refusals.setdefault(f"{kernel}: {reason}", []).append(layer.path)
     if refusals:
         lines.append("Refused by faster kernels:")
-        lines += [f"  {reason} ({_some(paths)})" for reason, paths in refusals.items()]
+        lines += [f"  {reason} ({some(paths)})" for reason, paths in refusals.items()]
     if found.operands:
         kinds = sorted({f"{each.site} {each.format}" for each in found.operands})
         places = len({each.path for each in found.operands})
@@ -79,7 +80,7 @@ def _human(found: "Inspection") -> str:
     if totals["largest_difference"] is not None:
         verdict = "all within their kernels' tolerance"
         if totals["disagreeing"]:
-            verdict = f"BEYOND the tolerance: {_some(totals['disagreeing'])}"
+            verdict = f"BEYOND the tolerance: {some(totals['disagreeing'])}"
         lines.append(f"Largest difference from simulate: {totals['largest_difference']:.1e}; {verdict}")
     return "\n".join(lines)
 
@@ -93,7 +94,7 @@ def _left_float(found: "Inspection") -> list[str]:
         for each in found.without_role:
             kinds.setdefault(each.kind, []).append(f"{each.path} {'x'.join(map(str, each.shape))}")
         lines.append(f"Float without a role, {size(sum(each.bytes for each in found.without_role))}:")
-        lines += [f"  {kind}: {_some(paths)}" for kind, paths in kinds.items()]
+        lines += [f"  {kind}: {some(paths)}" for kind, paths in kinds.items()]
     return lines
 
 
@@ -110,7 +111,3 @@ def _row(layer: "LayerFacts") -> list[str]:
         f"{layer.bytes:,}",
         measured,
     ]
-
-
-def _some(paths: list[str]) -> str:
-    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -11,6 +11,7 @@ from halftone.calibrate.walk import Unit, outputs
 from halftone.formats import AbstractFormat
 from halftone.foundation.errors import CalibrationError, FormatError
 from halftone.foundation.seeds import generator
+from halftone.foundation.wording import some
 from halftone.methods.contract import Run
 
 # Of a learning rate: Adam moves a number by about as much in each step, and nothing that is learned here is so large.
@@ -117,8 +118,7 @@ def unimproved(units: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     if not kept:
         return []
-    some = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
-    return [f"{len(kept)} of {len(units)} units did not get better and keep what they had: {some}"]
+    return [f"{len(kept)} of {len(units)} units did not get better and keep what they had: {some(kept)}"]
 
 
 def check_integral(where: str, grid: AbstractFormat) -> None:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from halftone.foundation.errors import ConfigError, MatchError
+from halftone.foundation.wording import some
 from halftone.models.attentions import ANY, FoundAttention, attentions
 from halftone.models.roles import Architecture
 from halftone.nn import Scheme
@@ -164,8 +165,7 @@ def _check(rule: Rule, names: set[str], known: list[FoundAttention]) -> None:
 
 
 def _note(kind: str, paths: list[str]) -> str:
-    some = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     return (
         f"the operands of {len(paths)} {kind} stay float, although the policy quantizes them: only diffusers' Attention with "
-        f"its plain processor can hold them ({some})"
+        f"its plain processor can hold them ({some(paths)})"
     )

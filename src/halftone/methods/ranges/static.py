@@ -11,6 +11,7 @@ from halftone.formats import Affine
 from halftone.foundation.bounds import at_least
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
+from halftone.foundation.wording import some
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.models.quant_model import QuantModel
 from halftone.nn.sites import SiteOwner
@@ -86,8 +87,9 @@ def constant_sites(seen: Mapping[str, list[list[torch.Tensor]]]) -> list[str]:
             named.append(f"{name} ({still[0]:g})")
     if not named:
         return []
-    some = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
-    return [f"{len(named)} of {len(seen)} sites saw one value only, which makes a range for nothing else: {some}"]
+    return [
+        f"{len(named)} of {len(seen)} sites saw one value only, which makes a range for nothing else: {some(named, 5)}"
+    ]
 
 
 def thin(values: torch.Tensor, at_most: int) -> torch.Tensor:

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
-from halftone.calibrate.walk import QUANTIZED, Unit, Walk, as_float
+from halftone.calibrate.walk import QUANTIZED, Unit, Walk
 from halftone.formats import AbstractFormat, Affine, fake_quantize, quantize
 from halftone.formats.segments import along_weight
 from halftone.foundation.bounds import at_least
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.models.precision import as_float
 from halftone.models.quant_model import QuantModel
 from halftone.nn import QuantizedLayer
 
