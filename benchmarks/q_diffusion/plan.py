@@ -48,6 +48,7 @@ def rows(settings: Settings) -> list[Row]:
         "headline": _headline,
         "budgets": _budgets,
         "edges": _edges,
+        "bias": _bias,
         "trajectory": _trajectory,
         "timesteps": _timesteps,
         "ablation": _ablation,
@@ -122,6 +123,20 @@ def _edges(settings: Settings) -> Iterator[Row]:
             yield _row(settings, "edges", name, "quality", recipe, overrides=overrides, labels=labels)
 
 
+def _bias(settings: Settings) -> Iterator[Row]:
+    """Every method with and without bias correction, which is in its recipe or, for the paper's baseline, is not."""
+    step = "steps.bias={method: corrections/bias}"
+    yield _row(settings, "bias", "float", "float", labels={"method": "float"})
+    for bits, method, bias in itertools.product(("w4a8", "w8a8"), reversed(METHODS), ("none", "corrected")):
+        name, recipe, overrides = f"{method}-{bits}-{bias}", f"{method}-{bits}", ()
+        if method == "rtn" and bias == "corrected":
+            overrides = (step,)
+        elif method != "rtn" and bias == "none":
+            overrides = ("steps.bias={method: corrections/bias, skip: ['*']}",)
+        labels = {"method": method, "bits": bits, "bias": bias}
+        yield _row(settings, "bias", name, "quality", recipe, overrides=overrides, labels=labels)
+
+
 def _trajectory(settings: Settings) -> Iterator[Row]:
     for method, recipe, bits in (
         ("q-diffusion", "q-diffusion-w4a32", 4),
@@ -169,7 +184,7 @@ def _ablation(settings: Settings) -> Iterator[Row]:
     cells = list(itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS))
     # One ingredient removed at a time tells most; then two, then three.
     cells.sort(key=lambda cell: _removed(*cell[1:]))
-    named = [_without(settings, what) for what in ("learned-steps", "no-shrink", "no-operands")]
+    named = [_without(settings, what) for what in ("learned-steps", "no-shrink", "no-operands", "no-bias")]
     named += [_activations(settings, estimator) for estimator in ACTIVATIONS[1:]]
     for number, (bits, calibration, split, reconstruction) in enumerate(cells):
         if number == 2:

@@ -73,6 +73,7 @@ def page(sections: dict[str, Section], drawn: set[str]) -> str:
     writers: dict[str, Callable[[Section, set[str]], list[str]]] = {
         "headline": _headline,
         "edges": _edges,
+        "bias": _bias,
         "ablation": _ablation,
         "timesteps": _timesteps,
         "trajectory": _trajectory,
@@ -190,6 +191,16 @@ def _edges(section: Section, drawn: set[str]) -> list[str]:
     )
     columns = {"method": "model", "bits": "bits", "edges": "first and last layer"}
     lines = ["## First and last layer", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
+    return lines + tables.floor_sentence(section)
+
+
+def _bias(section: Section, drawn: set[str]) -> list[str]:
+    words = (
+        "The recipes of GPTQ and Q-Diffusion end with a bias correction (decision 0013), the paper's baseline does not. "
+        "Here each method has it and lacks it."
+    )
+    columns = {"method": "model", "bits": "bits", "bias": "biases"}
+    lines = ["## Bias correction", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
     return lines + tables.floor_sentence(section)
 
 

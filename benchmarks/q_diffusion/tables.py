@@ -180,9 +180,16 @@ def quality(section: Section, columns: dict[str, str]) -> list[str]:
     for row in _sorted(section, list(columns)):
         pairs = row.paired or {}
         cells = [NAMES.get(label := row.labels.get(key, "-"), label) for key in columns]
-        cells += [row.data["budget"] or "-", interval(pairs.get("psnr")), interval(pairs.get("latent_mse"), 2, 1e3)]
+        cells += [
+            row.data["budget"] or "-",
+            interval(pairs.get("psnr")),
+            typical(row),
+            interval(pairs.get("latent_mse"), 2, 1e3),
+        ]
         body.append([*cells, distance(row), over_float(row, floats.get(row.protocol["sampler"]))])
-    return table([*columns.values(), "budget", "PSNR, dB", "latent MSE, ·10⁻³", "FD", "over float"], body)
+    return table(
+        [*columns.values(), "budget", "PSNR, dB", "median PSNR, dB", "latent MSE, ·10⁻³", "FD", "over float"], body
+    )
 
 
 def _sorted(section: Section, keys: list[str]) -> list[Result]:

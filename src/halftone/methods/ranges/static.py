@@ -18,6 +18,10 @@ from halftone.nn.sites import SiteOwner
 from halftone.quant import QuantSpec
 from halftone.quant.weights import range_estimator
 
+# Of the range that was seen, on either side, for sites of more than 8 bits. Their rounding is invisible at twice the step, while a
+# tail that a few calibration samples did not have is clipped in the same place in every call: noise at the first layer's input.
+_MARGIN = 0.5
+
 
 @dataclass(frozen=True)
 class Static(AbstractMethod):
@@ -63,6 +67,8 @@ def fit_site(
 ) -> Affine:
     """Return the affine ``[S]`` of a site from its kept values, a list of batches ``[1, n]`` for each segment.
 
+    Sites of more than 8 bits get a margin on both sides.
+
     Raises:
         CalibrationError: a value that is NaN or infinite.
     """
@@ -74,7 +80,11 @@ def fit_site(
         low, high = range_estimator(described).fit(batches, spec)
         lows.append(low)
         highs.append(high)
-    return spec.affine(torch.cat(lows), torch.cat(highs))
+    low, high = torch.cat(lows), torch.cat(highs)
+    if spec.bits > 8:
+        margin = _MARGIN * (high - low)
+        low, high = low - margin, high + margin
+    return spec.affine(low, high)
 
 
 def constant_sites(seen: Mapping[str, list[list[torch.Tensor]]]) -> list[str]:
