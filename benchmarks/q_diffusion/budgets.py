@@ -2,7 +2,7 @@
 
 from benchmarks.q_diffusion.plan import BUDGETED
 from benchmarks.q_diffusion.results import Result, Section, comparable, pick, removed
-from benchmarks.q_diffusion.tables import distance, interval, over_float, share, table
+from benchmarks.q_diffusion.tables import distance, interval, minutes, over_float, share, table
 from halftone.recipes import BUDGETS
 
 
@@ -48,7 +48,7 @@ def budgets_table(sections: dict[str, Section]) -> list[str]:
                     distance(row),
                     over_float(row, reference(sections, row)),
                     share(removed(row, rival).value) if rival else "-",
-                    _minutes(row),
+                    minutes(row),
                 ]
             )
     return table([*head, "quantized in, min"], body) if body else []
@@ -60,11 +60,6 @@ def _lost(row: Result, largest: Result) -> str:
     if row is largest or not comparable(row, largest) or not all(isinstance(value, float) for value in values):
         return "-"
     return f"{values[0] - values[1]:.2f}"
-
-
-def _minutes(row: Result) -> str:
-    facts = row.metrics["quantize"]
-    return f"{facts['seconds'] / 60:.1f}" + ("*" if facts["resumed"] else "")
 
 
 def resumed(sections: dict[str, Section]) -> bool:

@@ -6,7 +6,7 @@ from benchmarks.q_diffusion.record import recipe_digest
 from benchmarks.q_diffusion.results import Result, Section
 from halftone.foundation.build import build
 from halftone.foundation.errors import HalftoneError
-from halftone.models.policy import Rule
+from halftone.models.policy import Rule, scheme_of
 from halftone.recipes import load
 
 _EDGES = ("conv_in", "conv_out")
@@ -50,15 +50,8 @@ def edges_sentence(rows: list[Result]) -> str:
 
 
 def _bits(policy: list[dict[str, Any]], role: str) -> tuple[int, int]:
-    """Return the bits of weights and inputs that a resolved policy gives to a role; later rules override earlier ones."""
-    weight = data = _FLOAT
-    keep = float_input = False
-    for each in policy:
-        rule = build(Rule, each)
-        if not rule.matches(role):
-            continue
-        weight = rule.weight.bits if rule.weight else weight
-        data = rule.input.bits if rule.input else data
-        keep = keep if rule.keep is None else rule.keep
-        float_input = float_input if rule.float_input is None else rule.float_input
-    return (_FLOAT, _FLOAT) if keep else (weight, _FLOAT if float_input else data)
+    """Return the bits of weights and inputs that a resolved policy gives to a role."""
+    scheme = scheme_of(role, [build(Rule, each) for each in policy])
+    if scheme is None:
+        return _FLOAT, _FLOAT
+    return scheme.weight.bits, scheme.input.bits if scheme.input else _FLOAT

@@ -85,6 +85,12 @@ def latencies(section: Section, batch: str = _LATENCY_BATCH) -> dict[str, dict[s
     return {each["name"]: each for each in found.get("rows", [])}
 
 
+def minutes(row: Result) -> str:
+    """Return how long quantizing took; a star where the run was resumed, as its seconds are then those of the last part."""
+    facts = row.metrics.get("quantize")
+    return f"{facts['seconds'] / 60:.1f}" + ("*" if facts["resumed"] else "") if facts else "-"
+
+
 def _timed(row: Result, times: dict[str, dict[str, Any]]) -> str:
     """Return a row's latency: layers of equal formats run the same kernels, whichever method found the numbers."""
     bits = row.labels.get("bits")
@@ -115,7 +121,7 @@ def headline(section: Section) -> list[str]:
                 share(removed(row, linear).value) if linear and linear is not row and comparable(row, linear) else "-",
                 megabytes(section, row, 2),
                 _timed(row, times),
-                (f"{facts['seconds'] / 60:.1f}" + ("*" if facts["resumed"] else "")) if facts else "-",
+                minutes(row),
             ]
         )
     lines = table(head, body)

@@ -1,6 +1,7 @@
 """Policy: ordered rules from roles to specs, and the plan they make for one model."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -44,13 +45,18 @@ class Rule:
     def __post_init__(self) -> None:
         if not self.globs:
             raise ConfigError("policy rule: roles", "a glob or a list of globs", "an empty list", 'All roles are "*".')
-        if (self.weight, self.input, self.keep, self.float_input) == (None,) * 4 and not self.operands:
+        if not self.about_layers and not self.operands:
             where, fix = f"policy rule '{', '.join(self.globs)}'", "Say what happens to these layers, or drop the rule."
             raise ConfigError(where, "weight, input, keep, float_input or operands", "roles alone", fix)
 
     @property
     def globs(self) -> tuple[str, ...]:
         return (self.roles,) if isinstance(self.roles, str) else self.roles
+
+    @property
+    def about_layers(self) -> bool:
+        """Whether the rule says anything of layers; operands belong to attentions."""
+        return (self.weight, self.input, self.keep, self.float_input) != (None,) * 4
 
     def matches(self, role: str) -> bool:
         return any(fnmatchcase(role, glob) for glob in self.globs)
@@ -99,7 +105,8 @@ class Plan:
         return frozenset(matching)
 
 
-def _scheme(role: str, rules: tuple[Rule, ...]) -> Scheme | None:
+def scheme_of(role: str, rules: Sequence[Rule]) -> Scheme | None:
+    """Return what ``rules`` make of a layer of ``role``, later rules over earlier ones; None where it stays float."""
     weight = inputs = None
     keep = float_input = False
     for rule in rules:
@@ -123,7 +130,7 @@ def make_plan(model: nn.Module, found: Architecture, rules: tuple[Rule, ...]) ->
     known = attentions(model, found)
     for rule in rules:
         _check(rule, names, known)
-    layers = {p: Planned(p, r.name, r.inferred, _scheme(r.name, rules)) for p, r in found.roles.items()}
+    layers = {p: Planned(p, r.name, r.inferred, scheme_of(r.name, rules)) for p, r in found.roles.items()}
     if not any(planned.scheme for planned in layers.values()):
         raise ConfigError("policy", "at least one quantized layer", "none", "Give a rule a weight spec.")
     specs: dict[str, dict[str, QuantSpec]] = {}
@@ -158,8 +165,7 @@ def _check(rule: Rule, names: set[str], known: list[FoundAttention]) -> None:
     # Operands belong to attentions; everything else that a rule says, to layers.
     matchable = names | ({ANY, *(each.role for each in known)} if rule.operands else set())
     lost = [glob for glob in rule.globs if not any(fnmatchcase(name, glob) for name in matchable)]
-    about_layers = (rule.weight, rule.input, rule.keep, rule.float_input) != (None,) * 4
-    if lost or (about_layers and not any(rule.matches(name) for name in names)):
+    if lost or (rule.about_layers and not any(rule.matches(name) for name in names)):
         got = "no match" + (f" for '{lost[0]}'" if lost and len(rule.globs) > 1 else "")
         raise MatchError(where, "a role of this model", got, f"Its roles: {', '.join(sorted(names))}.")
 

@@ -174,11 +174,13 @@ class QuantizedLayer(SiteOwner):
     def choice(self) -> Choice:
         """Return the kernel chosen for this layer under :attr:`engine`, with the refusals of faster ones."""
         if self._choice is None:
-            operation = self.operation()
-            if not self.is_quantized("input"):
-                operation = replace(operation, input_format=None)
-            self._choice = choose(self.engine, operation, self.operands())
+            self._choice = choose(self.engine, self._computed(), self.operands())
         return self._choice
+
+    def _computed(self) -> Operation:
+        """Return the operation as it is computed now: on a float input until the site has a scale."""
+        operation = self.operation()
+        return operation if self.is_quantized("input") else replace(operation, input_format=None)
 
     def forward(self, x: torch.Tensor, *unused: Any, **also_unused: Any) -> torch.Tensor:
         if self.weight_trial is not None or self.taps:
@@ -186,10 +188,7 @@ class QuantizedLayer(SiteOwner):
         if self.scheme is None:
             return super().forward(x)
         if self._prepared is None:
-            choice, operation = self.choice(), self.operation()
-            if not self.is_quantized("input"):
-                operation = replace(operation, input_format=None)
-            self._prepared = choice.kernel.prepare(operation, self.operands())
+            self._prepared = self.choice().kernel.prepare(self._computed(), self.operands())
         return self._prepared(x)
 
     def _calibrating(self, x: torch.Tensor) -> torch.Tensor:

@@ -205,7 +205,7 @@ class LearnedSteps(AbstractMethod):
         return {**result, "errors": torch.tensor([before, min(after, before)])}
 
     def _rate(self, i: int) -> float:
-        return self.lr * 0.5 * (1 + math.cos(math.pi * i / max(self.iterations, 1)))
+        return self.lr * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
 
 
 def _write(
