@@ -83,7 +83,7 @@ def train_emoji(
 def _facts(
     pipe: "StableDiffusionPipeline", emoji: "EmojiData", facts: dict[str, Any], minutes: float, seed: int, samples: int
 ) -> dict[str, Any]:
-    from halftone.evaluate.bench import machine
+    from halftone.kernels.machine import machine
     from halftone.zoo.emoji_sd import NAME
 
     networks = {"vae": pipe.vae, "text_encoder": pipe.text_encoder, "unet": pipe.unet}

@@ -6,7 +6,6 @@ card ship in ``weights/``; ``train`` makes them again from the data set.
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from torch import nn
 
 from halftone.foundation.errors import ArtifactError, ConfigError
 from halftone.foundation.files import sha256_of, write_atomically
+from halftone.kernels.machine import machine
 from halftone.zoo.fashion_unet import IMAGE_SIZE, images
 
 NAME = "fashion-classifier"
@@ -223,7 +223,7 @@ def train(
         "command": "halftone zoo train fashion-classifier --data FASHION_MNIST.npz",
         "training": asdict(how),
         "seconds": round(seconds),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": machine(),
     }
     write_atomically(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     say(f"test accuracy {100 * score:.2f} %, {seconds / 60:.1f} min")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halftone.kernels.machine import processor
+from halftone.kernels.machine import machine
 
 # Draws a batch with the generator and returns (the scalar to minimise, the scalar to show).
 Loss = Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]
@@ -158,10 +158,5 @@ def fit(
         "images": run.step * schedule.batch,
         "seconds": round(run.elapsed),
         "curve": run.curve,
-        "machine": {
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "cuda": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else None,
-        },
+        "machine": machine(),
     }
