@@ -1,5 +1,6 @@
 """The models that come with Halftone, and where their files lie."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ class Entry:
         files: its folder or file below ``weights/``.
         data: what it was trained on, with the licence.
         source: what ``halftone zoo train NAME --data`` takes to make it.
+        options: those of ``halftone zoo train`` that its training has, besides the ones that all have.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Entry:
     files: str
     data: str
     source: str = "FASHION_MNIST.npz"
+    options: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -42,7 +45,14 @@ class Entry:
 _FASHION = "Fashion-MNIST (MIT, Zalando SE)"
 
 CATALOG = (
-    Entry("fashion-unet", "pipeline", "unconditional 32x32 DDPM of garments, UNet2DModel", "fashion-unet", _FASHION),
+    Entry(
+        "fashion-unet",
+        "pipeline",
+        "unconditional 32x32 DDPM of garments, UNet2DModel",
+        "fashion-unet",
+        _FASHION,
+        options=("minutes", "work", "samples"),
+    ),
     Entry(
         "fashion-classifier",
         "features",
@@ -57,6 +67,7 @@ CATALOG = (
         "emoji-sd",
         "Noto emoji (Apache-2.0) with CLDR names and keywords (Unicode License V3)",
         "FOLDER",
+        ("minutes", "work", "samples"),
     ),
 )
 
@@ -89,6 +100,7 @@ def folder(name: str) -> Path:
         pipelines = ", ".join(each.name for each in CATALOG if each.kind == "pipeline")
         raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", "a feature network")
     if not found.installed:
-        fix = f"Train it: halftone zoo train {name} --data {found.source}"
+        where = shlex.quote(str(found.path))
+        fix = f"Train it: halftone zoo train {name} --data {found.source} -o {where}"
         raise ConfigError(f"zoo:{name}", "its weights in this installation", "none", fix)
     return found.path
