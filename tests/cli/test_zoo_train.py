@@ -1,5 +1,6 @@
 """``halftone zoo train``: what it writes and where, and what it refuses."""
 
+import functools
 import json
 import shlex
 from pathlib import Path
@@ -11,7 +12,8 @@ from diffusers import DDIMPipeline
 from tests.emoji import SMALL, write_emoji
 
 from halftone.cli.zoo import _trainers
-from halftone.zoo import catalog
+from halftone.foundation.files import sha256_of
+from halftone.zoo import catalog, fashion_classifier
 
 from .conftest import Halftone
 
@@ -62,6 +64,33 @@ def test_the_cards_command_works_as_printed_from_anywhere(
     assert done.code == 0, done.err
     repeated = json.loads(Path("fashion-unet", "card.json").read_text())
     assert repeated["command"] == card["command"] and repeated["distribution"] == card["distribution"]
+
+
+def test_the_classifier_goes_to_a_folder_like_all_others(
+    halftone: Halftone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shipped = {path: sha256_of(path) for path in fashion_classifier.WEIGHTS.parent.iterdir()}
+    assert len(shipped) == 4
+    quick = functools.partial(fashion_classifier.ClassifierTraining, epochs=1, batch=16)
+    monkeypatch.setattr(fashion_classifier, "ClassifierTraining", quick)
+    monkeypatch.chdir(tmp_path)
+    random, data = np.random.default_rng(0), tmp_path / "data.npz"
+    parts = {f"{s}_images": random.integers(0, 256, (n, 28, 28), np.uint8) for s, n in (("train", 144), ("test", 8))}
+    np.savez(data, **parts, train_labels=np.arange(144) % 10, test_labels=np.arange(8))
+    how = ("zoo", "train", "fashion-classifier", "--data", data)
+    done = halftone(*how, "--seed", 2, "--json")
+    assert done.code == 0, done.err
+    folder = Path("fashion-classifier")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in shipped}
+    card = json.loads((folder / "fashion_classifier.json").read_text())
+    assert card == done.json and card["command"].endswith("--seed 2") and card["machine"]["threads"] > 0
+    reference = json.loads((folder / "fashion_reference.json").read_text())
+    assert reference["network_sha256"] == card["sha256"] == sha256_of(folder / fashion_classifier.FILE)
+    assert [floor["samples"] for floor in reference["floors"]] == [128]
+    assert halftone(*how).code == 2
+    assert halftone(*how, "--overwrite", "--seed", 2).code == 0
+    assert card["sha256"] == sha256_of(folder / fashion_classifier.FILE)
+    assert shipped == {path: sha256_of(path) for path in shipped}
 
 
 def test_each_model_of_the_zoo_can_be_trained() -> None:

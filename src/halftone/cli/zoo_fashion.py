@@ -36,13 +36,17 @@ def train_classifier(request: Request, progress: "Progress") -> dict[str, Any]:
         ConfigError: ``request.data`` is not Fashion-MNIST.
         OutputError: the folder exists and may not be overwritten.
     """
-    from halftone.evaluate.features import build_reference
+    from halftone.evaluate.features import build_reference, fashion_network
+    from halftone.foundation.files import staged_folder
     from halftone.zoo import fashion_classifier as classifier
     from halftone.zoo import fashion_unet
 
     fashion_unet.check(request.data)
-    card = classifier.train(request.data, training=classifier.ClassifierTraining(seed=request.seed), say=progress.say)
-    build_reference(classifier.NAME, request.data, say=progress.say)
+    how = classifier.ClassifierTraining(seed=request.seed)
+    # Together or not at all: a reference only fits the weights that it was measured with.
+    with staged_folder(request.output, request.overwrite) as stage:
+        card = classifier.train(request.data, stage / classifier.FILE, how, progress.say)
+        build_reference(fashion_network(stage), request.data, say=progress.say)
     return card
 
 
