@@ -3,6 +3,7 @@
 import functools
 import json
 import shlex
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from diffusers import DDIMPipeline
 from tests.emoji import SMALL, write_emoji
 
+from halftone.cli import zoo_fashion
 from halftone.cli.zoo import _trainers
 from halftone.foundation.files import sha256_of
 from halftone.zoo import catalog, fashion_classifier
@@ -95,6 +97,61 @@ def test_the_classifier_goes_to_a_folder_like_all_others(
 
 def test_each_model_of_the_zoo_can_be_trained() -> None:
     assert sorted(_trainers()) == catalog.names()
+
+
+def test_the_distance_is_measured_on_the_way(
+    halftone: Halftone, garments: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zoo_fashion, "_COARSE_SAMPLES", 2)
+    monkeypatch.setattr(zoo_fashion, "_COARSE_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    how = ("--data", garments, "--samples", 2, "--minutes", 60, "--measure-every", 1e-6, "--patience", 1)
+    done = halftone("zoo", "train", "fashion-unet", *how, "--json")
+    assert done.code == 0, done.err
+    card = done.json
+    assert card["stopped"] == "the distance had not improved in 1 measurement"
+    assert card["command"].endswith("--minutes 60 --samples 2 --measure-every 1e-06 --patience 1 --seed 0")
+    distances = [point["distance"] for point in card["curve"]]
+    assert len(distances) == card["steps"] >= 2 and distances[-1] >= distances[-2]
+    assert card["watch"]["samples"] == 2 and "FD(fashion-classifier)" in done.err
+    readme = Path("fashion-unet", "README.md").read_text()
+    assert card["stopped"] in readme and f"| {distances[-1]:.2f} |" in readme
+
+
+def test_an_interrupted_training_goes_on_with_the_line_it_prints(
+    halftone: Halftone,
+    garments: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    from halftone.zoo import denoiser_training
+
+    # A test run started in the background by a shell inherits an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    monkeypatch.chdir(tmp_path)
+    original = denoiser_training.noise_prediction_loss
+
+    def interrupting(*given):
+        signal.raise_signal(signal.SIGINT)
+        return original(*given)
+
+    how = ("zoo", "train", "fashion-unet", "--data", garments, "--samples", 2, "--minutes", 0.0001)
+    with monkeypatch.context() as patch:
+        patch.setattr(denoiser_training, "noise_prediction_loss", interrupting)
+        stopped = halftone(*how)
+    assert stopped.code == 130 and "interrupted at step 1" in stopped.err and not Path("fashion-unet").exists()
+    other = halftone(*how, "--seed", 1)
+    assert other.code == 2 and "expected seed 0, as in this checkpoint, got seed 1" in other.err
+    done = halftone(*shlex.split(stopped.err.strip().splitlines()[-1])[1:])
+    assert done.code == 0 and "resumed at step 1" in done.err, done.err
+
+
+def test_patience_needs_measurements(halftone: Halftone, garments: Path, tmp_path: Path) -> None:
+    how = ("--data", garments, "--measure-every", 0, "--patience", 2, "-o", tmp_path / "out")
+    done = halftone("zoo", "train", "fashion-unet", *how)
+    assert done.code == 2 and "--patience: expected measurements to wait for, got 2 with --measure-every 0" in done.err
 
 
 @pytest.mark.parametrize("option", ["--minutes", "--work", "--samples"])

@@ -48,7 +48,7 @@ CATALOG = (
         "pipeline",
         "unconditional 32x32 DDPM of garments, UNet2DModel",
         _FASHION,
-        options=("minutes", "work", "samples"),
+        options=("minutes", "work", "samples", "measure-every", "patience"),
     ),
     Entry(
         "fashion-classifier",
