@@ -148,6 +148,19 @@ def test_an_interrupted_training_goes_on_with_the_line_it_prints(
     assert done.code == 0 and "resumed at step 1" in done.err, done.err
 
 
+def test_a_training_without_checkpoints_names_no_line(
+    halftone: Halftone, garments: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fashion_classifier, "train", interrupt)
+    monkeypatch.chdir(tmp_path)
+    stopped = halftone("zoo", "train", "fashion-classifier", "--data", garments)
+    assert stopped.code == 130 and stopped.err.strip().endswith("error: interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
+
+
 def test_patience_needs_measurements(halftone: Halftone, garments: Path, tmp_path: Path) -> None:
     how = ("--data", garments, "--measure-every", 0, "--patience", 2, "-o", tmp_path / "out")
     done = halftone("zoo", "train", "fashion-unet", *how)
