@@ -144,6 +144,10 @@ def test_an_interrupted_training_goes_on_with_the_line_it_prints(
     assert stopped.code == 130 and "interrupted at step 1" in stopped.err and not Path("fashion-unet").exists()
     other = halftone(*how, "--seed", 1)
     assert other.code == 2 and "expected seed 0, as in this checkpoint, got seed 1" in other.err
+    with np.load(garments) as archive:
+        np.savez(tmp_path / "other.npz", **{name: 1 - array for name, array in archive.items()})
+    other = halftone(*how, "--data", tmp_path / "other.npz")
+    assert other.code == 2 and "checkpoint.pt: expected data " in other.err
     done = halftone(*shlex.split(stopped.err.strip().splitlines()[-1])[1:])
     assert done.code == 0 and "resumed at step 1" in done.err, done.err
 

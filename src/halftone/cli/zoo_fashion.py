@@ -80,6 +80,7 @@ def _watch(request: Request, progress: "Progress") -> "Watch | None":
         return None
     # A pipeline of its own: the one in training must not notice.
     spare = fashion_unet.build().to(request.device)
+    spare.unet.eval()
 
     def measure(weights: "Mapping[str, torch.Tensor]") -> float:
         spare.unet.load_state_dict(weights)

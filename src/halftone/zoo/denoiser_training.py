@@ -1,5 +1,6 @@
 """Train a denoiser on noise prediction with Min-SNR weights."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ def train(
         clean = data[torch.randint(0, len(data), (training.batch,), generator=generator)]
         return noise_prediction_loss(lambda x, t: pipe.unet(x, t).sample, clean, signal, training.snr_gamma, generator)
 
-    facts = fit(pipe.unet, loss, training, work / "checkpoint.pt", device, say, watch=watch)
+    about = {"data": hashlib.sha256(data.contiguous().numpy().data).hexdigest()[:16]}
+    facts = fit(pipe.unet, loss, training, work / "checkpoint.pt", device, say, watch=watch, about=about)
     (work / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
     return facts

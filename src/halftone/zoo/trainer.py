@@ -48,8 +48,9 @@ class Schedule:
 class _Run:
     """The mutable half of a training: weights, their moving average, optimizer, counters."""
 
-    def __init__(self, model: nn.Module, schedule: Schedule, device: str) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, device: str, about: Mapping[str, Any]) -> None:
         self.schedule = schedule
+        self.settings = {**asdict(schedule), **about}
         self.device = device
         self.model = model.to(device).train()
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -71,7 +72,7 @@ class _Run:
         try:
             # Written by this very program on this machine; still read without unpickling code.
             state = torch.load(path, map_location=self.device, weights_only=True)
-            _check_settings(path, state.get("training", {}), asdict(self.schedule))
+            _check_settings(path, state.get("training", {}), self.settings)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.average = state["average"]
@@ -91,7 +92,7 @@ class _Run:
             "elapsed": self.elapsed,
             "measured": self.measured,
             "curve": self.curve,
-            "training": asdict(self.schedule),
+            "training": self.settings,
         }
         partial = path.with_suffix(".partial")
         with interrupts_wait():
@@ -157,6 +158,7 @@ def fit(
     say: Callable[[str], None] = print,
     label: str = "",
     watch: Watch | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place and leave it on ``device``, in evaluation mode, with the averaged weights.
 
@@ -168,6 +170,7 @@ def fit(
         checkpoint: where it exists the training goes on from there, with the time already spent counted.
         label: begins each line that is said.
         watch: measures the averaged weights now and then, and may end the training. Its time does not count.
+        about: what else must be equal where a training is resumed; plain values.
 
     Returns:
         The card's facts: hyper-parameters, steps, images seen, seconds, loss curve, why it stopped, the machine that finished it.
@@ -177,7 +180,7 @@ def fit(
         ArtifactError: it is damaged, or of another model.
     """
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    run = _Run(model, schedule, device)
+    run = _Run(model, schedule, device, about or {})
     speak = (lambda line: say(f"{label}: {line}")) if label else say
     if checkpoint.exists():
         run.restore(checkpoint)
