@@ -1,6 +1,7 @@
 """``halftone inspect --plan``: what would become of a model is said before any work, and comes true."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,23 @@ from halftone.methods.rounding.gptq import Gptq
 CONFIGURATIONS = Path(__file__).parents[1] / "models/configurations"
 
 
-@pytest.fixture
-def public(tmp_path: Path) -> "type[Public]":
-    Public.folder = tmp_path
-    return Public
-
-
+@dataclass(frozen=True)
 class Public:
     """Writes the configuration of a public model as it lies beside its weights."""
 
     folder: Path
 
-    @classmethod
-    def config(cls, name: str, **changes: object) -> Path:
+    def config(self, name: str, **changes: object) -> Path:
         facts = json.loads((CONFIGURATIONS / f"{name}.json").read_text())
-        file = cls.folder / name / "config.json"
+        file = self.folder / f"{name}-{len(list(self.folder.iterdir()))}" / "config.json"
         file.parent.mkdir()
         file.write_text(json.dumps({**facts["config"], **changes}))
         return file
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Public:
+    return Public(tmp_path)
 
 
 def test_the_plan_comes_true(halftone: Halftone, model: Path, quantized: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_bytes_of_split_layers_are_known(halftone: Halftone, model: Path, tm
     assert {layer["path"] for layer in auto["layers"] if layer["parts"]} == split
 
 
-def test_the_plan_of_sdxl_needs_no_weights(halftone: Halftone, public: type[Public]) -> None:
+def test_the_plan_of_sdxl_needs_no_weights(halftone: Halftone, public: Public) -> None:
     found = halftone("inspect", "--plan", public.config("sdxl-base-unet"), "--memory", "32GB", "--json").json
     assert (found["parameters"], found["recipe"], found["budget"]) == (2567463684, "q-diffusion-w4a8", "fast")
     assert (len(found["layers"]), sum(bool(layer["parts"]) for layer in found["layers"])) == (794, 9)
@@ -84,9 +84,7 @@ def test_the_plan_of_sdxl_needs_no_weights(halftone: Halftone, public: type[Publ
     ]
 
 
-def test_a_plan_for_readers(halftone: Halftone, public: type[Public], tmp_path: Path) -> None:
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("name: mine\nextends: rtn-w8a8\nset: {title: Mine}\n")
+def test_a_plan_for_readers(halftone: Halftone, public: Public) -> None:
     folder = public.config("sd-1.5-unet", sample_size=8).parent
     shown = halftone("inspect", "--plan", folder, "--recipe", "rtn-w8a8", "--budget", "demo")
     assert shown.code == 0
@@ -128,11 +126,20 @@ def test_no_time_is_made_up(halftone: Halftone, model: Path, monkeypatch: pytest
     assert halftone("inspect", "--plan", model, "--json").json["seconds"] is None
 
 
-def test_a_model_that_cannot_be_called_still_has_a_plan(halftone: Halftone, public: type[Public]) -> None:
+def test_a_model_that_cannot_be_called_still_has_a_plan(halftone: Halftone, public: Public) -> None:
     found = halftone("inspect", "--plan", public.config("sd-1.5-controlnet"), "--recipe", "rtn-w8a8", "--json").json
     assert {"hint.embed", "control.out"} <= {layer["role"] for layer in found["layers"]}
     assert (found["memory"], found["seconds"]) == (None, None)
     assert "are not known: ControlNetModel" in found["notes"][0]
+
+
+def test_a_plan_with_a_table_from_outside(halftone: Halftone, model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "mine.toml"
+    table.write_text('[roles]\n"conv_in" = "conv_in"\n"conv_out" = "conv_out"\n"*" = "layer"\n')
+    found = halftone("inspect", "--plan", model, "--recipe", "rtn-w8a8", "--roles", table, "--json").json
+    assert {layer["role"] for layer in found["layers"]} == {"conv_in", "layer", "conv_out"}
+    table.write_text("[roles")
+    refused(halftone, ["a TOML file"], "--plan", model, "--roles", table)
 
 
 def refused(halftone: Halftone, words: list[str], *arguments: object) -> None:
@@ -142,14 +149,17 @@ def refused(halftone: Halftone, words: list[str], *arguments: object) -> None:
         assert each in done.err
 
 
-def test_wrong_requests(halftone: Halftone, model: Path, quantized: Path, public: type[Public], tmp_path: Path) -> None:
+def test_wrong_requests(halftone: Halftone, model: Path, quantized: Path, public: Public) -> None:
     refused(halftone, ["a float model", f"halftone inspect {quantized}"], "--plan", quantized)
     refused(halftone, ["a float model"], "--plan", quantized / "unet")
     refused(halftone, ["Did you mean 'rtn-w8a8'"], "--plan", model, "--recipe", "rtn-w8a9")
     refused(halftone, ["budget"], "--plan", model, "--budget", "huge")
     refused(halftone, ["--plan beside it"], model, "--recipe", QUICK[1])
     refused(halftone, ["--layers", "--plan beside it"], model, "--layers")
-    refused(halftone, ["model_index.json or config.json"], "--plan", tmp_path)
+    refused(halftone, ["beside --plan", "of the CPU"], "--plan", model, "--device", "cuda")
+    refused(halftone, ["beside --plan"], "--plan", model, "--engine", "simulate")
+    refused(halftone, ["on the hub"], "--plan", "owner/name")
+    refused(halftone, ["model_index.json or config.json"], "--plan", CONFIGURATIONS)
     refused(halftone, ["a pipeline folder or a hub id"], "--plan", "/nowhere/at/all")
     unknown = public.config("sd-1.5-unet", _class_name="UNet2DConditionalModel")
     refused(halftone, ["a model class of diffusers", "Did you mean 'UNet2DConditionModel'"], "--plan", unknown)

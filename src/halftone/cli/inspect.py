@@ -1,10 +1,10 @@
 """``halftone inspect``: what each layer became, and why."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Assignments, Engine, Json, Model, byte_count
+from halftone.cli.options import Assignments, Engine, Json, Model, Roles, byte_count
 from halftone.cli.output import emit, size, table, working
 from halftone.cli.plan import show
 from halftone.foundation.errors import ConfigError
@@ -41,6 +41,7 @@ def command(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Of the plan: bound of the activations held in memory.")
     ] = None,
+    roles: Roles = None,
     layers: Annotated[bool, typer.Option("--layers", help="Of the plan: every layer, not only every role.")] = False,
     json: Json = False,
 ) -> None:
@@ -59,16 +60,19 @@ def command(
       halftone inspect --plan zoo:fashion-unet --recipe gptq-w4a8 --budget demo
       halftone inspect --plan unet/config.json --recipe rtn-w8a8 --layers
     """
-    asked = {"--recipe": recipe, "--budget": budget, "--set": assignments, "--steps": steps, "--memory": memory}
+    of_plan = {
+        **{"--recipe": recipe, "--budget": budget, "--set": assignments, "--steps": steps, "--memory": memory},
+        **{"--roles": roles, "--layers": layers or None},
+    }
     if plan:
+        of_engine = {"--engine": engine, "--device": None if device == "cpu" else device}
+        _refuse(of_engine, "no such option beside --plan", "The plan is of no engine, and its time is that of the CPU.")
         show(
             model, recipe or _RECIPE, budget or "fast", assignments or [], steps or 50,
-            byte_count(memory) if memory else None, layers, json,
+            byte_count(memory) if memory else None, roles, layers, json,
         )  # fmt: skip
         return
-    for option, value in {**asked, "--layers": layers or None}.items():
-        if value is not None:
-            raise ConfigError(option, "--plan beside it", "none", "Without --plan, inspect shows a model as it is.")
+    _refuse(of_plan, "--plan beside it", "Without --plan, inspect shows a model as it is.")
     with working():
         from json import dumps
 
@@ -83,6 +87,13 @@ def command(
         if folder:
             write_atomically(folder / RECORD, dumps(found.plain(), indent=1) + "\n")
     emit(found.plain(), json, lambda: _human(found))
+
+
+def _refuse(options: dict[str, Any], expected: str, fix: str) -> None:
+    """Raise a ConfigError at the first of ``options`` that was given."""
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(option, expected, str(value), fix)
 
 
 def _human(found: "Inspection") -> str:

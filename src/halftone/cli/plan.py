@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from halftone.cli.options import check_table
 from halftone.cli.output import emit, size, table, working
 from halftone.foundation.wording import some
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from halftone.recipes.forecast import Forecast, PlannedLayer
     from halftone.recipes.speed import Speed
 
@@ -19,6 +22,7 @@ def show(
     assignments: list[str],
     steps: int,
     memory: int | None,
+    roles: "Path | None",
     layers: bool,
     json: bool,
 ) -> None:
@@ -33,12 +37,13 @@ def show(
         from halftone.recipes import load
 
         loaded = load(recipe, budget, assignments)
+        check_table(roles)
         located = resolve(model)
         from halftone.artifact import load_outline
         from halftone.recipes.forecast import forecast
         from halftone.recipes.speed import measure
 
-        found = forecast(load_outline(located).module, loaded, budget, steps, memory)
+        found = forecast(load_outline(located).module, loaded, budget, steps, memory, roles)
         speed = measure() if found.work and None not in found.work.values() else None
     emit({**found.plain(), "seconds": _seconds(found, speed)}, json, lambda: _human(found, speed, layers))
 

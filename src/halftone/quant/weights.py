@@ -10,7 +10,7 @@ from halftone.foundation.registry import make
 from halftone.quant.ranges_contract import AbstractRange
 from halftone.quant.spec import QuantSpec
 
-_PER_CANDIDATE = 12  # rounding onto the grid and back, the difference, its power (as dear as several) and the mean
+_PER_CANDIDATE = 20  # rounding onto the grid and back, the difference, its power (as dear as several) and the mean
 
 
 def range_estimator(described: str | Mapping[str, Any]) -> AbstractRange:

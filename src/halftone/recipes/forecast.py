@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -112,18 +113,26 @@ class Forecast:
         return {**plain(self), "memory": memory}
 
 
-def forecast(module: nn.Module, recipe: Recipe, budget: str, steps: int = 50, memory: int | None = None) -> Forecast:
+def forecast(
+    module: nn.Module,
+    recipe: Recipe,
+    budget: str,
+    steps: int = 50,
+    memory: int | None = None,
+    roles: Path | None = None,
+) -> Forecast:
     """Return what ``recipe`` would make of ``module``, a float denoiser on the meta device, which is changed.
 
     Args:
         budget: at which the recipe was loaded.
         steps: sampling steps of the calibration.
         memory: bound of the activations held in memory.
+        roles: a role table for an architecture that has none.
 
     Raises:
         MatchError, ConfigError: see :func:`halftone.models.roles.architecture` and :func:`halftone.models.policy.make_plan`.
     """
-    found = architecture(module)
+    found = architecture(module, roles)
     plan = make_plan(module, found, recipe.policy)
     left = without_role(module, found.roles)
     parameters = sum(parameter.numel() for parameter in module.parameters())

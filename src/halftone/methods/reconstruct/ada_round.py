@@ -19,7 +19,9 @@ from halftone.models.quant_model import QuantModel
 from halftone.nn import Scheme
 
 _STRETCH_LOW, _STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the rectified sigmoid
-_FUNCTIONS = 45  # of the size of a weight in each iteration: soft rounding and its gradient, the regulariser, Adam
+_FUNCTIONS = (
+    65  # of the size of a weight in each iteration: soft rounding, the regulariser (powers are dear), gradients, Adam
+)
 _DECIDED = 0.95  # h of a decision taken over from an earlier rounding: firm, yet not beyond the gradient's reach
 
 
