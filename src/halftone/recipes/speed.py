@@ -11,7 +11,7 @@ from halftone.models.cost import Work
 _SECONDS = 0.2  # of each of the four measurements
 # How far a run may be off: below, because kernels reach more on some shapes; above, because they reach less on small ones and
 # because other programs run on the machine.
-_LEAST, _MOST = 0.6, 1.8
+_LEAST, _MOST = 0.7, 2.0
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def measure() -> Speed:
 
 
 def _once(compute: Callable[[], object]) -> float:
-    """Return the median seconds of ``compute()``."""
+    """Return the least seconds that ``compute()`` took: what other programs take away now says little about later."""
     compute()
     taken: list[float] = []
     began = time.perf_counter()
-    while len(taken) < 3 or time.perf_counter() - began < _SECONDS:
+    while len(taken) < 5 or time.perf_counter() - began < _SECONDS:
         start = time.perf_counter()
         compute()
         taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 2]
+    return min(taken)
