@@ -150,10 +150,11 @@ def _resources(found: "Forecast", speed: "Speed | None") -> list[str]:
 def _span(low: float, high: float) -> str:
     """Return a span of time for readers, in the unit that suits its upper end.
 
-    >>> _span(70, 200), _span(3000, 9000), _span(4, 11)
-    ('1.2 to 3.3 minutes', '0.83 to 2.5 hours', '4 to 11 seconds')
+    >>> _span(70, 200), _span(3000, 9000), _span(4, 11), _span(5e6, 2e7)
+    ('1.2 to 3.3 minutes', '0.83 to 2.5 hours', '4 to 11 seconds', '58 to 230 days')
     """
-    for unit, name in ((_DAY, "days"), (_HOUR, "hours"), (_MINUTE, "minutes")):
-        if high >= 1.5 * unit:
-            return f"{low / unit:.2g} to {high / unit:.2g} {name}"
-    return f"{low:.2g} to {high:.2g} seconds"
+    units = ((_DAY, "days"), (_HOUR, "hours"), (_MINUTE, "minutes"))
+    unit, name = next((each for each in units if high >= 1.5 * each[0]), (1, "seconds"))
+    # Two digits and no more, which of a large number %g alone would write with an exponent.
+    ends = (f"{float(f'{end / unit:.2g}'):g}" for end in (low, high))
+    return f"{' to '.join(ends)} {name}"
