@@ -185,6 +185,22 @@ def _ablation(settings: Settings) -> Iterator[Row]:
     # One ingredient removed at a time tells most; then two, then three.
     cells.sort(key=lambda cell: _removed(*cell[1:]))
     named = [_without(settings, what) for what in ("learned-steps", "no-shrink", "no-operands", "no-bias")]
+    own = {"bits": "w4a8", "without": "float targets"}
+    overrides = ("steps.gptq.targets=own",)
+    named.append(
+        _row(settings, "ablation", "w4a8-own-targets", "quality", "q-diffusion-w4a8", overrides=overrides, labels=own)
+    )
+    named.append(
+        _row(
+            settings,
+            "ablation",
+            "gptq-w4a8-own-targets",
+            "quality",
+            "gptq-w4a8",
+            overrides=overrides,
+            labels=own | {"without": "float targets, reconstruction"},
+        )
+    )
     named += [_activations(settings, estimator) for estimator in ACTIVATIONS[1:]]
     for number, (bits, calibration, split, reconstruction) in enumerate(cells):
         if number == 2:

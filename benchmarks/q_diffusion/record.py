@@ -16,9 +16,9 @@ import diffusers
 
 from benchmarks.q_diffusion.plan import Row
 from benchmarks.q_diffusion.settings import ROOT, Settings
-from halftone.evaluate.bench import machine
 from halftone.foundation.build import plain
 from halftone.foundation.files import write_atomically
+from halftone.kernels.machine import machine
 from halftone.recipes import Recipe, load
 
 SCHEMA = 1

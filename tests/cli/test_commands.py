@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from diffusers import DDIMPipeline
 from PIL import Image
-from tests.emoji import SMALL, write_emoji
 from tests.tiny import pipeline, tiny_unet
 
 from halftone.foundation.errors import ConfigError
@@ -192,59 +190,6 @@ def test_zoo(halftone: Halftone, model: Path, monkeypatch: pytest.MonkeyPatch, t
     shutil.copytree(model, tmp_path / "fashion-unet")
     assert halftone("inspect", "zoo:fashion-unet", "--no-agreement").code == 0
     assert "feature network" in halftone("inspect", "zoo:fashion-classifier").err
-
-
-def test_zoo_train(halftone: Halftone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from halftone.zoo import fashion_unet
-
-    small = {**fashion_unet.UNET, "block_out_channels": (16, 16, 16, 16), "attention_head_dim": 16}
-    monkeypatch.setattr(fashion_unet, "UNET", small)
-    data = {f"{s}_images": np.zeros((4, 28, 28), np.uint8) for s in ("train", "test")}
-    data |= {f"{s}_labels": np.zeros(4, np.uint8) for s in ("train", "test")}
-    np.savez(tmp_path / "data.npz", **data)
-    how = ("--data", tmp_path / "data.npz", "--minutes", 0, "--samples", 2, "-o", tmp_path / "out")
-    done = halftone("zoo", "train", "fashion-unet", *how, "--json")
-    assert done.code == 0, done.err
-    assert done.json["name"] == "fashion-unet" and done.json["distribution"]["name"] == "FD(fashion-classifier)"
-    assert {"card.json", "README.md", "samples.png", "unet"} <= {p.name for p in (tmp_path / "out").iterdir()}
-    machine = json.loads((tmp_path / "out.work" / "facts.json").read_text())["machine"]
-    assert done.json["machine"] == machine and machine["threads"] == torch.get_num_threads()
-    assert f"{machine['processor']}, {machine['threads']} threads" in (tmp_path / "out" / "README.md").read_text()
-    DDIMPipeline.from_pretrained(tmp_path / "out")
-    np.savez(tmp_path / "other.npz", x=np.zeros(1))
-    assert "no test_images" in halftone("zoo", "train", "fashion-unet", "--data", tmp_path / "other.npz").err
-
-
-def test_zoo_emoji_is_not_there_until_it_is_trained(
-    halftone: Halftone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(catalog, "WEIGHTS", tmp_path)
-    absent = halftone("generate", "zoo:emoji-sd", "--prompt", "red heart", "-o", tmp_path / "a.png")
-    assert absent.code == 2 and "got none. Train it: halftone zoo train emoji-sd --data FOLDER" in absent.err
-    listed = {each["name"]: each for each in halftone("zoo", "--json").json["models"]}
-    assert listed["emoji-sd"]["installed"] is False
-    done = halftone("zoo", "train", "emoji-sd", "--data", tmp_path, "--work", tmp_path / "work")
-    assert done.code == 2 and "noto_emoji_captions.jsonl, got no noto_emoji_128.zip" in done.err
-
-
-def test_zoo_train_emoji(halftone: Halftone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from halftone.zoo import emoji_sd
-
-    monkeypatch.setattr(emoji_sd, "STANDARD", SMALL)
-    data, out = write_emoji(tmp_path / "data"), tmp_path / "out"
-    how = ("--data", data, "--minutes", 0.02, "--samples", 4, "--work", tmp_path / "work", "-o", out)
-    done = halftone("zoo", "train", "emoji-sd", *how, "--json")
-    assert done.code == 0, done.err
-    assert done.json["name"] == "emoji-sd" and done.json["denoiser"]["steps"] > 0
-    (measured,) = done.json["alignment"]
-    assert (
-        measured["features"] == "emoji-sd latents" and measured["prompts"] == 4 and len(measured["top1_by_seed"]) == 2
-    )
-    assert 0 <= measured["top1"] <= measured["top5"] <= 1
-    assert {"card.json", "README.md", "samples.png", "alignment.safetensors"} <= {p.name for p in out.iterdir()}
-    assert {"vocab.json", "merges.txt"} <= {p.name for p in (out / "tokenizer").iterdir()}
-    drawn = halftone("generate", out, "-n", 2, "--prompt", "red circle", "--steps", 2, "-o", tmp_path / "grid.png")
-    assert drawn.code == 0, drawn.err
 
 
 def test_doctor(halftone: Halftone) -> None:

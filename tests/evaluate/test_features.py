@@ -60,7 +60,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> features.FeatureNetw
 
 
 def test_a_reference_is_measured_written_and_read(toy: features.FeatureNetwork) -> None:
-    made = build_reference("toy", Path("unused"), say=lambda line: None)
+    made = build_reference(toy, Path("unused"), say=lambda line: None)
     read = reference("toy")
     np.testing.assert_array_equal(read.train.covariance, made.train.covariance)
     assert read.floors == made.floors and [floor.samples for floor in read.floors] == [128, 256]
@@ -68,7 +68,7 @@ def test_a_reference_is_measured_written_and_read(toy: features.FeatureNetwork) 
 
 
 def test_a_reference_of_other_weights_is_refused(toy: features.FeatureNetwork) -> None:
-    build_reference("toy", Path("unused"), say=lambda line: None)
+    build_reference(toy, Path("unused"), say=lambda line: None)
     toy.weights.write_bytes(b"others")
     with pytest.raises(ArtifactError, match="statistics of the network"):
         reference("toy")

@@ -6,13 +6,18 @@ import pytest
 
 from halftone.foundation.errors import ConfigError, KernelError
 from halftone.kernels.library import onednn_int8
-from halftone.kernels.machine import machine_report, require, unavailable
+from halftone.kernels.machine import machine, machine_report, require, unavailable
 
 
 def test_report_is_json_and_names_every_engine() -> None:
     report = json.loads(json.dumps(machine_report()))
     assert report["engines"]["simulate"] is None
     assert set(report["engines"]) == {"simulate", "torch"} and report["threads"] > 0 and report["processor"]
+
+
+def test_what_cards_tell_of_the_machine_is_json() -> None:
+    facts = json.loads(json.dumps(machine()))
+    assert list(facts) == ["processor", "threads", "capability", "torch", "cuda"] and facts["threads"] > 0
 
 
 def test_an_engine_that_lacks_its_operators(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from halftone.calibrate.trajectory import Trajectory
 from halftone.formats import Affine, dequantize, parse, quantize
 from halftone.methods.contract import Run
-from halftone.methods.rounding.gptq import Gptq, input_rows, round_columns
+from halftone.methods.rounding.gptq import Gptq, compensated, input_rows, round_columns
 from halftone.methods.rounding.nearest import Nearest
 from halftone.models.quant_model import QuantModel
 from halftone.quant import QuantSpec
@@ -137,3 +137,38 @@ def test_split_layers_keep_the_scales_of_their_parts(
     assert report["error"] < report["error_nearest"]
     assert torch.equal(model.layer("layer").weight_affine().scale, affine.scale)
     assert affine.scale.shape == (2, 8)
+
+
+@given(seed=st.integers(0, 10_000), ridge=st.floats(0.001, 0.5))
+def test_the_compensated_weight_is_the_least_squares_one(seed: int, ridge: float) -> None:
+    random = torch.Generator().manual_seed(seed)
+    theirs = torch.randn(60, 8, generator=random, dtype=torch.float64)
+    mine = theirs + 0.2 * torch.randn(60, 8, generator=random, dtype=torch.float64)
+    weight = torch.randn(5, 8, generator=random)
+    second, cross = mine.t() @ mine / 60, theirs.t() @ mine / 60
+    found = compensated(weight, second.float(), cross.float(), ridge).double()
+    # The same problem as one least-squares system: rows of the outputs, and of the pull towards the weight.
+    pull = (ridge * second.diagonal().mean() * 60).sqrt() * torch.eye(8, dtype=torch.float64)
+    left, right = torch.cat([mine, pull]), torch.cat([theirs @ weight.double().t(), pull @ weight.double().t()])
+    assert torch.allclose(found, torch.linalg.lstsq(left, right).solution.t(), atol=1e-4)
+
+
+def test_equal_inputs_leave_the_weight_alone() -> None:
+    weight, _, hessian = problem(5)
+    assert torch.allclose(compensated(weight, hessian, hessian, 0.01), weight, atol=1e-6)
+
+
+def test_float_targets_bring_the_output_nearer_to_the_float_models(
+    unet_model: Callable[..., QuantModel], noise: Trajectory, run: Run
+) -> None:
+    errors = {}
+    for targets in ("own", "float"):
+        model = unet_model()
+        Nearest().apply(model, noise, run)
+        Gptq(walk_batch=8, targets=targets).apply(model, noise, run)
+        with torch.no_grad():
+            out = model.module(*noise.args, **noise.kwargs).sample
+            with model.in_float():
+                wanted = model.module(*noise.args, **noise.kwargs).sample
+        errors[targets] = float((out - wanted).square().mean())
+    assert errors["float"] < 0.9 * errors["own"], errors

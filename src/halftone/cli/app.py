@@ -93,9 +93,15 @@ def _resumption(arguments: Sequence[str]) -> list[str]:
     line = list(arguments)
     if line[:1] == ["quantize"]:
         line += [] if "--resume" in line else ["--resume"]
-    elif line[:2] != ["zoo", "train"]:
+    elif line[:2] != ["zoo", "train"] or not _has_checkpoints(line):
         return []
     return ["Go on with:", "  " + shlex.join(["halftone", *line])]
+
+
+def _has_checkpoints(line: Sequence[str]) -> bool:
+    from halftone.zoo.catalog import CATALOG
+
+    return any(entry.name in line and "work" in entry.options for entry in CATALOG)
 
 
 def main() -> int:

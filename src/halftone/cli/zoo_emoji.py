@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halftone.cli.zoo import cast
+from halftone.cli.zoo_training import Described, Request, finish, machine_line, png
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,79 +26,58 @@ STEPS, GUIDANCE, SEEDS, BATCH = 25, 5.0, 2, 32
 _ENLARGED = 2  # a label needs the room
 
 
-def train_emoji(
-    data: Path,
-    minutes: float,
-    work: Path,
-    seed: int,
-    output: Path,
-    samples: int,
-    overwrite: bool,
-    progress: "Progress",
-) -> dict[str, Any]:
-    """Train from the folder ``data``, write the pipeline to ``output`` with card, samples and alignment, return the card.
+def train(request: Request, progress: "Progress") -> dict[str, Any]:
+    """Train from the emoji, write the pipeline with card, samples and alignment, and return the card.
 
     Raises:
-        ConfigError: ``data`` lacks a file or holds a damaged one, or ``work`` belongs to another training.
+        ConfigError: ``request.data`` lacks a file or holds a damaged one, or ``request.work`` belongs to another training.
     """
-    import json
-
-    import torch
-
-    from halftone.artifact import save_pipeline
-    from halftone.zoo import emoji_sd, emoji_tokenizer, squeezenet
+    from halftone.zoo import emoji_sd, emoji_training, squeezenet
     from halftone.zoo.emoji_data import read
-    from halftone.zoo.emoji_training import train, training_for
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     size = emoji_sd.STANDARD
-    emoji = read(data, size.image_size)
-    sharper = data / squeezenet.FILE
+    emoji = read(request.data, size.image_size)
+    sharper = request.data / squeezenet.FILE
     weights = sharper if sharper.is_file() else None
-    how = training_for(device, minutes, seed)
-    pipe, facts = train(emoji, how, work, device, progress.say, size, weights)
+    how = emoji_training.training_for(request.device, request.options["minutes"], request.seed)
+    pipe, facts = emoji_training.train(emoji, how, request.work, request.device, progress.say, size, weights)
     parts = (pipe.vae, pipe.text_encoder, pipe.unet)
-    for part in parts:
-        # Half precision is what ships, so it is what the card measures.
-        cast(part, torch.float16)
-        cast(part, torch.float32)
-    pipe.to(device)
-    card = _facts(pipe, emoji, facts, minutes, seed, samples) | {"alignment": []}
-    card["alignment"], reference = _alignment(pipe, emoji, samples, seed, weights, progress)
-    picture = _picture(pipe, emoji, seed, progress)
-    for part in parts:
-        cast(part, torch.float16)
-    tokens = emoji_tokenizer.files(work / "tokenizer")
-    beside: dict[str, bytes | str] = {
-        "card.json": json.dumps(card, indent=1) + "\n",
-        "README.md": _readme(card),
-        "samples.png": picture,
-        "alignment.safetensors": reference,
-        **{f"tokenizer/{name}": text for name, text in tokens.items()},
-    }
-    save_pipeline(pipe, output, overwrite, beside)
-    return card
+    return finish(pipe, parts, lambda: _described(pipe, emoji, facts, weights, request, progress), request)
 
 
-def _facts(
-    pipe: "StableDiffusionPipeline", emoji: "EmojiData", facts: dict[str, Any], minutes: float, seed: int, samples: int
-) -> dict[str, Any]:
-    from halftone.evaluate.bench import machine
-    from halftone.zoo.emoji_sd import NAME
+def _described(
+    pipe: "StableDiffusionPipeline",
+    emoji: "EmojiData",
+    facts: dict[str, Any],
+    weights: Path | None,
+    request: Request,
+    progress: "Progress",
+) -> Described:
+    from halftone.kernels.machine import machine
+    from halftone.zoo import emoji_tokenizer
 
     networks = {"vae": pipe.vae, "text_encoder": pipe.text_encoder, "unet": pipe.unet}
-    return {
-        "name": NAME,
+    prompts = int(request.options.get("samples", 200))
+    alignment, reference = _alignment(pipe, emoji, prompts, request.seed, weights, progress)
+    card = {
+        "name": request.entry.name,
         "data": f"Noto emoji, {len(emoji.emoji)} images of {len(set(emoji.concepts))} concepts; "
         "https://github.com/googlefonts/noto-emoji; names and keywords from https://github.com/unicode-org/cldr-json",
         "licence": "Apache-2.0 (images); Unicode License V3 (names and keywords); Apache-2.0 (weights)",
-        "command": f"halftone zoo train {NAME} --data FOLDER --minutes {minutes:g} --seed {seed} --samples {samples}",
+        "command": request.command,
         "machine": machine(),
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in networks.items()},
         "vocabulary": len(pipe.tokenizer),
         "scaling_factor": pipe.vae.config.scaling_factor,
         **facts,
+        "alignment": alignment,
     }
+    tokens = emoji_tokenizer.files(request.work / "tokenizer")
+    beside: dict[str, bytes | str] = {
+        "alignment.safetensors": reference,
+        **{f"tokenizer/{name}": text for name, text in tokens.items()},
+    }
+    return Described(card, _readme(card), _picture(pipe, emoji, request.seed, progress), beside)
 
 
 def alignment_prompts(emoji: "EmojiData", count: int) -> list[int]:
@@ -179,18 +158,13 @@ def _reconstructed(pipe: "StableDiffusionPipeline", images: "np.ndarray") -> "np
 
 
 def _picture(pipe: "StableDiffusionPipeline", emoji: "EmojiData", seed: int, progress: "Progress") -> bytes:
-    import io
-
-    from halftone.cli.generate import grid
     from halftone.evaluate.sample import sample
 
     known = {each.caption for each in emoji.emoji}
     texts = [text for text in SHOWN if text in known] or [each.caption for each in emoji.emoji[: len(SHOWN)]]
     drawn = sample(pipe, len(texts), STEPS, seed, BATCH, progress, {"prompt": texts}, guidance_scale=GUIDANCE)
     large = drawn.images.repeat(_ENLARGED, axis=2).repeat(_ENLARGED, axis=3)
-    buffer = io.BytesIO()
-    grid(large, texts).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return png(large, texts)
 
 
 def _readme(card: dict[str, Any]) -> str:
@@ -221,7 +195,7 @@ a quarter of the side, {first["psnr"]:.1f} dB). Prompts are CLDR names, alone or
 
 - Data: {card["data"]}; {card["licence"]}
 - Made with `{card["command"]}`
-- Machine: {card["machine"]["processor"]}, {card["machine"]["threads"]} threads, torch {card["machine"]["torch"]}
+- Machine: {machine_line(card["machine"])}
 
 ![samples](samples.png)
 

@@ -20,7 +20,7 @@ import torch
 from halftone.foundation.errors import ConfigError, KernelError
 from halftone.foundation.progress import Progress
 from halftone.foundation.seeds import subseed
-from halftone.kernels.machine import processor
+from halftone.kernels.machine import machine
 
 BASELINES = ("float32", "bfloat16")
 _DRAWS = 2000
@@ -81,18 +81,6 @@ class Subject:
 
     folder: str
     engine: str
-
-
-def machine() -> dict[str, Any]:
-    """Return what a time depends on, JSON-safe."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "cuda": device,
-    }
 
 
 def latency(

@@ -60,16 +60,20 @@ class FeatureNetwork:
         return f"FD({self.name})"
 
 
-NETWORKS: Mapping[str, FeatureNetwork] = {
-    fashion_classifier.NAME: FeatureNetwork(
+def fashion_network(folder: Path) -> FeatureNetwork:
+    """Return the fashion classifier whose weights and reference lie in ``folder``."""
+    weights = folder / fashion_classifier.FILE
+    return FeatureNetwork(
         name=fashion_classifier.NAME,
         image=(1, fashion_unet.IMAGE_SIZE, fashion_unet.IMAGE_SIZE),
-        load=fashion_classifier.load,
-        weights=fashion_classifier.WEIGHTS,
-        reference=fashion_classifier.WEIGHTS.with_name("fashion_reference.safetensors"),
+        load=functools.partial(fashion_classifier.load, weights),
+        weights=weights,
+        reference=folder / "fashion_reference.safetensors",
         real=fashion_unet.images,
     )
-}
+
+
+NETWORKS: Mapping[str, FeatureNetwork] = {fashion_classifier.NAME: fashion_network(fashion_classifier.WEIGHTS.parent)}
 
 
 @dataclass(frozen=True)
@@ -166,15 +170,14 @@ def reference(name: str) -> Reference:
 
 
 def build_reference(
-    name: str, data: Path, out: Path | None = None, seed: int = 0, say: Callable[[str], None] = print
+    entry: FeatureNetwork, data: Path, out: Path | None = None, seed: int = 0, say: Callable[[str], None] = print
 ) -> Reference:
-    """Measure the reference of the network called ``name`` on the data set at ``data`` and write both its files.
+    """Measure the reference of a network on the data set at ``data`` and write both its files.
 
     Args:
-        out: the statistics file; None means where it ships.
+        out: the statistics file; None means ``entry.reference``.
         seed: of the random subsets.
     """
-    entry = network(name)
     out = out or entry.reference
     features = {s: np.concatenate(list(extract((entry.real(data, s) + 1) / 2, entry))) for s in ("train", "test")}
     train, test = statistics(features["train"]), statistics(features["test"])
@@ -193,9 +196,9 @@ def build_reference(
         arrays[f"{split}.count"] = torch.tensor(whole.count)
     card = {
         "name": entry.distance_name,
-        "network": name,
+        "network": entry.name,
         "network_sha256": result.network_sha256,
-        "command": f"python -m halftone.evaluate.features --network {name} --data FASHION_MNIST.npz --seed {seed}",
+        "command": f"python -m halftone.evaluate.features --network {entry.name} --data FASHION_MNIST.npz --seed {seed}",
         "train": train.count,
         "test": test.count,
         "features": int(train.mean.size),
@@ -215,4 +218,4 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    build_reference(asked.network, asked.data, asked.out, asked.seed)
+    build_reference(network(asked.network), asked.data, asked.out, asked.seed)

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,17 @@ _FLAGS = {
     "avx512_bf16": "_is_avx512_bf16_supported",
     "amx": "_is_amx_tile_supported",
 }
+
+
+def machine() -> dict[str, Any]:
+    """Return what a time depends on, JSON-safe; what cards and tables of results tell of the machine."""
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "capability": _capability(),
+        "torch": torch.__version__,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def machine_report() -> dict:

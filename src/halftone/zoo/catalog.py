@@ -1,5 +1,6 @@
 """The models that come with Halftone, and where their files lie."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,47 +17,52 @@ class Entry:
 
     Attributes:
         kind: ``pipeline`` (a diffusers folder) or ``features`` (a network that a Fréchet distance is measured with).
-        files: its folder or file below ``weights/``.
         data: what it was trained on, with the licence.
         source: what ``halftone zoo train NAME --data`` takes to make it.
+        options: those of ``halftone zoo train`` that its training has, besides the ones that all have.
     """
 
     name: str
     kind: Literal["pipeline", "features"]
     title: str
-    files: str
     data: str
     source: str = "FASHION_MNIST.npz"
+    options: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
-        """The folder or the file."""
-        return WEIGHTS / self.files
+        """The folder of its files, where they ship."""
+        return WEIGHTS / self.name
 
     @property
     def installed(self) -> bool:
         """Whether the weights are there."""
-        return (self.path / _INDEX).is_file() if self.kind == "pipeline" else self.path.is_file()
+        return (self.path / _INDEX).is_file() if self.kind == "pipeline" else any(self.path.glob("*.safetensors"))
 
 
 _FASHION = "Fashion-MNIST (MIT, Zalando SE)"
 
 CATALOG = (
-    Entry("fashion-unet", "pipeline", "unconditional 32x32 DDPM of garments, UNet2DModel", "fashion-unet", _FASHION),
+    Entry(
+        "fashion-unet",
+        "pipeline",
+        "unconditional 32x32 DDPM of garments, UNet2DModel",
+        _FASHION,
+        options=("minutes", "work", "samples", "measure-every", "patience"),
+    ),
     Entry(
         "fashion-classifier",
         "features",
         "names garments; its features are those of FD(fashion-classifier)",
-        "fashion_classifier.safetensors",
         _FASHION,
     ),
     Entry(
         "emoji-sd",
         "pipeline",
         "text to image, 64x64 emoji, StableDiffusionPipeline",
-        "emoji-sd",
         "Noto emoji (Apache-2.0) with CLDR names and keywords (Unicode License V3)",
         "FOLDER",
+        ("minutes", "work", "samples"),
     ),
 )
 
@@ -89,6 +95,7 @@ def folder(name: str) -> Path:
         pipelines = ", ".join(each.name for each in CATALOG if each.kind == "pipeline")
         raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", "a feature network")
     if not found.installed:
-        fix = f"Train it: halftone zoo train {name} --data {found.source}"
+        where = shlex.quote(str(found.path))
+        fix = f"Train it: halftone zoo train {name} --data {found.source} -o {where}"
         raise ConfigError(f"zoo:{name}", "its weights in this installation", "none", fix)
     return found.path

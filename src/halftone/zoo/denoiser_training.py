@@ -1,5 +1,6 @@
 """Train a denoiser on noise prediction with Min-SNR weights."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from halftone.zoo.trainer import Schedule, fit
+from halftone.zoo.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,12 @@ def train(
     work: Path,
     device: str = "cpu",
     say: Callable[[str], None] = print,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train ``pipe.unet`` in place on ``data`` ``[N, C, H, W]`` in [-1, 1] and leave it with the averaged weights.
 
     ``work`` holds ``checkpoint.pt``; where it exists the training goes on from there, with the time already spent counted.
-    Returns the card's facts: steps, images seen, seconds, loss curve, and the machine that finished the training.
+    ``watch`` measures ``pipe.unet``'s averaged weights on the way. Returns the card's facts; see ``fit``, also for the errors.
     """
     signal = pipe.scheduler.alphas_cumprod.to(device)
 
@@ -70,6 +73,7 @@ def train(
         clean = data[torch.randint(0, len(data), (training.batch,), generator=generator)]
         return noise_prediction_loss(lambda x, t: pipe.unet(x, t).sample, clean, signal, training.snr_gamma, generator)
 
-    facts = fit(pipe.unet, loss, training, work / "checkpoint.pt", device, say)
+    about = {"data": hashlib.sha256(data.contiguous().numpy().data).hexdigest()[:16]}
+    facts = fit(pipe.unet, loss, training, work / "checkpoint.pt", device, say, watch=watch, about=about)
     (work / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
     return facts

@@ -97,7 +97,7 @@ def train(
         data, (mean, logvar), vae, tokenizer, training, size, work, device, say, first["seconds"]
     )
     pipe = assemble(vae, tokenizer, trained.text_encoder, trained.unet)
-    return pipe, {"autoencoder": first, "denoiser": second, "dropout": training.dropout, "data": data.digest}
+    return pipe, {"autoencoder": first, "denoiser": second, "dropout": training.dropout, "data_digest": data.digest}
 
 
 def _claim(work: Path, data: EmojiData, training: EmojiTraining, size: Architecture) -> None:

@@ -1,12 +1,11 @@
 """``zoo:fashion-classifier``: a small residual network that names Fashion-MNIST garments.
 
 Its pooled features are what ``FD(fashion-classifier)`` is measured in (``halftone.evaluate.features``). Weights and
-card ship in ``weights/``; ``train`` makes them again from the data set.
+card ship in ``weights/fashion-classifier``; ``train`` makes them again from the data set.
 """
 
-import argparse
 import json
-import platform
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,10 +19,12 @@ from torch import nn
 
 from halftone.foundation.errors import ArtifactError, ConfigError
 from halftone.foundation.files import sha256_of, write_atomically
+from halftone.kernels.machine import machine
 from halftone.zoo.fashion_unet import IMAGE_SIZE, images
 
 NAME = "fashion-classifier"
-WEIGHTS = Path(__file__).parent / "weights" / "fashion_classifier.safetensors"
+FILE = "fashion_classifier.safetensors"
+WEIGHTS = Path(__file__).parent / "weights" / NAME / FILE
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -120,7 +121,8 @@ def load(weights: Path = WEIGHTS) -> FashionClassifier:
     try:
         model.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        fix = "Run: halftone zoo train fashion-classifier --data FASHION_MNIST.npz"
+        where = shlex.quote(str(weights.parent))
+        fix = f"Run: halftone zoo train {NAME} --data FASHION_MNIST.npz -o {where} --overwrite"
         raise ArtifactError(str(weights), "the fashion classifier's weights", str(error), fix) from error
     return model.eval().requires_grad_(False)
 
@@ -194,7 +196,7 @@ def _set_scale(model: FashionClassifier, pictures: torch.Tensor) -> None:
 
 def train(
     data: Path,
-    out: Path = WEIGHTS,
+    out: Path,
     training: ClassifierTraining | None = None,
     say: Callable[[str], None] = print,
 ) -> dict:
@@ -220,21 +222,11 @@ def train(
         "parameters": sum(p.numel() for p in model.parameters()),
         "test_accuracy": score,
         "sha256": fingerprint(out),
-        "command": "halftone zoo train fashion-classifier --data FASHION_MNIST.npz",
+        "command": f"halftone zoo train {NAME} --data FASHION_MNIST.npz --seed {how.seed}",
         "training": asdict(how),
         "seconds": round(seconds),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": machine(),
     }
     write_atomically(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     say(f"test accuracy {100 * score:.2f} %, {seconds / 60:.1f} min")
     return card
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the classifier whose features FD(fashion-classifier) uses.")
-    parser.add_argument("--data", type=Path, required=True, help="fashion_mnist.npz")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--epochs", type=int, default=ClassifierTraining.epochs)
-    parser.add_argument("--seed", type=int, default=ClassifierTraining.seed)
-    asked = parser.parse_args()
-    train(asked.data, asked.out, ClassifierTraining(epochs=asked.epochs, seed=asked.seed))

@@ -1,10 +1,13 @@
 """``zoo:fashion-unet``: an unconditional 32x32 DDPM of Fashion-MNIST, as a diffusers ``DDIMPipeline``."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+from halftone.foundation.errors import ConfigError
 
 NAME = "fashion-unet"
 IMAGE_SIZE = 32
@@ -27,6 +30,22 @@ def build(seed: int = 0) -> DDIMPipeline:
     """Return the untrained pipeline; ``seed`` fixes the initial weights."""
     torch.manual_seed(seed)
     return DDIMPipeline(unet=UNet2DModel(**UNET), scheduler=DDIMScheduler(**SCHEDULE))
+
+
+def check(data: Path) -> None:
+    """Check that ``data`` is a Fashion-MNIST npz, before anything long begins.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    wanted = {f"{split}_{part}" for split in ("train", "test") for part in ("images", "labels")}
+    try:
+        with np.load(data) as archive:
+            missing = wanted - set(archive.files)
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise ConfigError(f"--data {data}", "a Fashion-MNIST npz", type(error).__name__) from error
+    if missing:
+        raise ConfigError(f"--data {data}", "arrays " + ", ".join(sorted(wanted)), "no " + ", ".join(sorted(missing)))
 
 
 def images(data: Path, split: str = "train") -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""A training loop for anything with a loss: EMA, a budget in minutes, a checkpoint now and then, resume."""
+"""A training loop for anything with a loss: EMA, a budget in minutes, checkpoints, resume, measurements on the way."""
 
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from halftone.kernels.machine import processor
+from halftone.foundation.errors import ArtifactError, ConfigError
+from halftone.foundation.interrupts import interrupts_wait
+from halftone.kernels.machine import machine
+from halftone.zoo.watch import Point, Watch, distances
 
 # Draws a batch with the generator and returns (the scalar to minimise, the scalar to show).
 Loss = Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 _REPORT = 100  # steps between two lines
+# Settings that a resumed training may change: how long it is, and how often it is saved.
+_FREE = {"minutes", "checkpoint_minutes"}
+_ELSEWHERE = "Name another folder with --work, or delete this one."
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,9 @@ class Schedule:
 class _Run:
     """The mutable half of a training: weights, their moving average, optimizer, counters."""
 
-    def __init__(self, model: nn.Module, schedule: Schedule, device: str) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, device: str, about: Mapping[str, Any]) -> None:
         self.schedule = schedule
+        self.settings = {**asdict(schedule), **about}
         self.device = device
         self.model = model.to(device).train()
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -50,15 +58,30 @@ class _Run:
             self.model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=1e-4
         )
         self.step, self.elapsed = 0, 0.0
-        self.curve: list[dict[str, float]] = []
+        self.measured = 0.0  # what had elapsed at the last measurement
+        self.curve: list[Point] = []
+        self.whole = True  # no step is half done
 
     def restore(self, path: Path) -> None:
-        # Written by this very program on this machine; still read without unpickling code.
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
-        self.step, self.elapsed, self.curve = state["step"], state["elapsed"], state["curve"]
+        """Go on from a checkpoint.
+
+        Raises:
+            ConfigError: it is one of a training with other settings.
+            ArtifactError: it is damaged, or of another model.
+        """
+        try:
+            # Written by this very program on this machine; still read without unpickling code.
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            _check_settings(path, state.get("training", {}), self.settings)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average = state["average"]
+            self.step, self.elapsed, self.curve = state["step"], state["elapsed"], state["curve"]
+        except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            got = str(error).partition("\n")[0]
+            raise ArtifactError(str(path), "a checkpoint of this model", got, _ELSEWHERE) from error
+        # Older checkpoints were not measured.
+        self.measured = state.get("measured", self.elapsed)
 
     def checkpoint(self, path: Path) -> None:
         state = {
@@ -67,13 +90,15 @@ class _Run:
             "average": self.average,
             "step": self.step,
             "elapsed": self.elapsed,
+            "measured": self.measured,
             "curve": self.curve,
-            "training": asdict(self.schedule),
+            "training": self.settings,
         }
         partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        # A rename is atomic: a kill leaves the old checkpoint or the new one.
-        partial.replace(path)
+        with interrupts_wait():
+            torch.save(state, partial)
+            # A rename is atomic: a kill leaves the old checkpoint or the new one.
+            partial.replace(path)
 
     @property
     def done(self) -> float:
@@ -89,6 +114,7 @@ class _Run:
 
     def update(self, loss: Loss) -> float:
         """One optimizer step; returns the number to show."""
+        began, self.whole = time.monotonic(), False
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         # One generator per step: the data order does not depend on where a run was interrupted.
@@ -105,7 +131,22 @@ class _Run:
                 average = self.average[name]
                 average.lerp_(value, 1 - keep) if value.is_floating_point() else average.copy_(value)
         self.step += 1
-        return shown.item()
+        number = shown.item()
+        self.elapsed += time.monotonic() - began
+        self.whole = True
+        return number
+
+    def point(self, loss: float) -> Point:
+        """Return where the training is."""
+        return {"step": self.step, "minutes": round(self.elapsed / 60, 2), "loss": round(loss, 5)}
+
+
+def _check_settings(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    # What an older checkpoint does not tell cannot be compared.
+    other = [name for name in ours if name not in _FREE and name in theirs and theirs[name] != ours[name]]
+    if other:
+        expected, got = (", ".join(f"{name} {each[name]}" for name in other) for each in (theirs, ours))
+        raise ConfigError(str(path), f"{expected}, as in this checkpoint", got, _ELSEWHERE)
 
 
 def fit(
@@ -116,39 +157,42 @@ def fit(
     device: str = "cpu",
     say: Callable[[str], None] = print,
     label: str = "",
+    watch: Watch | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place and leave it on ``device``, in evaluation mode, with the averaged weights.
+
+    An interrupt (Ctrl-C) writes a checkpoint before it is raised.
 
     Args:
         model: everything that is trained, as one module.
         loss: called once a step with the step's own generator, from which all its random numbers must come.
         checkpoint: where it exists the training goes on from there, with the time already spent counted.
         label: begins each line that is said.
+        watch: measures the averaged weights now and then, and may end the training. Its time does not count.
+        about: what else must be equal where a training is resumed; plain values.
 
     Returns:
-        The card's facts: hyper-parameters, steps, images seen, seconds, loss curve, the machine that finished it.
+        The card's facts: hyper-parameters, steps, images seen, seconds, loss curve, why it stopped, the machine that finished it.
+
+    Raises:
+        ConfigError: ``checkpoint`` is one of a training with other settings; the number of minutes may differ.
+        ArtifactError: it is damaged, or of another model.
     """
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    run = _Run(model, schedule, device)
-    prefix = f"{label}: " if label else ""
+    run = _Run(model, schedule, device, about or {})
+    speak = (lambda line: say(f"{label}: {line}")) if label else say
     if checkpoint.exists():
         run.restore(checkpoint)
-        say(f"{prefix}resumed at step {run.step}, {run.elapsed / 60:.1f} min")
-    saved, smooth = run.elapsed, None
-    first, earlier = run.step, run.elapsed
-    while run.done < 1.0:
-        began = time.monotonic()
-        shown = run.update(loss)
-        smooth = shown if smooth is None else 0.98 * smooth + 0.02 * shown
-        run.elapsed += time.monotonic() - began
-        if run.step % _REPORT == 0:
-            run.curve.append({"step": run.step, "minutes": round(run.elapsed / 60, 2), "loss": round(smooth, 5)})
-            rate = (run.step - first) * schedule.batch / (run.elapsed - earlier)
-            left = run.elapsed / run.done * (1 - run.done) / 60
-            say(f"{prefix}step {run.step}  loss {smooth:.4f}  {rate:.0f} images/s  ETA {left:.0f} min")
-        if run.elapsed - saved > 60 * schedule.checkpoint_minutes:
+        speak(f"resumed at step {run.step}, {run.elapsed / 60:.1f} min")
+    try:
+        _loop(run, loss, checkpoint, speak, watch)
+    except KeyboardInterrupt:
+        # Of a step that a second interrupt cut in two, nothing is kept.
+        if run.whole:
             run.checkpoint(checkpoint)
-            saved = run.elapsed
+            speak(f"interrupted at step {run.step}, {run.elapsed / 60:.1f} min")
+        raise
     run.checkpoint(checkpoint)
     model.load_state_dict(run.average)
     model.eval()
@@ -157,11 +201,47 @@ def fit(
         "steps": run.step,
         "images": run.step * schedule.batch,
         "seconds": round(run.elapsed),
+        "stopped": _reason(run, watch),
         "curve": run.curve,
-        "machine": {
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "cuda": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else None,
-        },
+        **({"watch": watch.facts()} if watch else {}),
+        "machine": machine(),
     }
+
+
+def _loop(run: _Run, loss: Loss, checkpoint: Path, say: Callable[[str], None], watch: Watch | None) -> None:
+    schedule, saved, smooth = run.schedule, run.elapsed, None
+    first, earlier = run.step, run.elapsed
+    while run.done < 1.0 and not (watch and watch.exhausted(run.curve)):
+        with interrupts_wait():
+            shown = run.update(loss)
+            smooth = shown if smooth is None else 0.98 * smooth + 0.02 * shown
+            if run.step % _REPORT == 0:
+                run.curve.append(run.point(smooth))
+                rate = (run.step - first) * schedule.batch / (run.elapsed - earlier)
+                left = run.elapsed / run.done * (1 - run.done) / 60
+                say(f"step {run.step}  loss {smooth:.4f}  {rate:.0f} images/s  ETA {left:.0f} min")
+            if run.elapsed - saved > 60 * schedule.checkpoint_minutes:
+                run.checkpoint(checkpoint)
+                saved = run.elapsed
+        if watch and watch.due(run.elapsed - run.measured):
+            _measure(run, smooth, watch, say)
+
+
+def _measure(run: _Run, loss: float, watch: Watch, say: Callable[[str], None]) -> None:
+    devices = [torch.device(run.device)] if torch.device(run.device).type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        distance = float(watch.measure(run.average))
+    best = min([*distances(run.curve), distance])
+    with interrupts_wait():
+        run.curve.append({**run.point(loss), "distance": round(distance, 4)})
+        run.measured = run.elapsed
+    say(f"step {run.step}  {watch.name} {distance:.2f}, best {best:.2f}")
+
+
+def _reason(run: _Run, watch: Watch | None) -> str:
+    """Return why the training ended, for the card."""
+    if run.done < 1.0 and watch is not None:
+        return f"the distance had not improved in {watch.patience} measurement{'s' if watch.patience != 1 else ''}"
+    how = run.schedule
+    budget = f"{how.steps} steps" if how.steps is not None else f"{how.minutes:g} minutes"
+    return f"the budget of {budget} was spent"

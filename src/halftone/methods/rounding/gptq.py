@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
-from halftone.calibrate.walk import QUANTIZED, Unit, Walk
+from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.formats import AbstractFormat, Affine, fake_quantize, quantize
 from halftone.formats.segments import along_weight
 from halftone.foundation.bounds import at_least
@@ -24,19 +24,25 @@ from halftone.nn import QuantizedLayer
 
 @dataclass(frozen=True)
 class Gptq(AbstractMethod):
-    """Optimal-brain rounding of each layer against its own output, inputs from the model quantized so far.
+    """Optimal-brain rounding of each layer on inputs from the model quantized so far.
 
     Attributes:
+        targets: ``float``: what the layer puts out in the float model, so that it makes up for the error of its inputs as far as a
+            linear map can; ``own``: what its float weight puts out on the same inputs, as GPTQ has it.
         damping: share of the mean diagonal added to the Hessian's diagonal.
         by_activation: round the columns with the largest inputs first ("act-order").
         rows_per_batch: input rows (pixels or tokens) of each batch that enter the Hessian; convolutions have far more than needed.
         skip: globs of the roles whose layers keep the rounding they have.
 
     Convolutions are linears on unfolded patches. Scales come from a rounding step before and are kept.
+
+    Deviation from GPTAQ, whose target ``float`` is: the weight is moved to the closed-form optimum before it is rounded, while
+    GPTAQ adds a term to each column's update.
     """
 
-    paper: ClassVar[str] = "GPTQ arXiv:2210.17323"
+    paper: ClassVar[str] = "GPTQ arXiv:2210.17323; GPTAQ arXiv:2504.02692"
     needs: ClassVar[tuple[str, ...]] = ("weight_scales",)
+    targets: Literal["float", "own"] = "float"
     damping: float = 0.01
     by_activation: bool = True
     rows_per_batch: int = 2048
@@ -62,12 +68,18 @@ class Gptq(AbstractMethod):
                 task.advance(note=unit.path)
         return StepReport(layers)
 
+    @property
+    def _streams(self) -> int:
+        """Return how many streams are looked at: the float one only where it is aimed at."""
+        return 2 if self.targets == "float" else 1
+
     def effort(self, job: Job) -> Effort:
         found = walking(job, self.walk_batch)
         for unit in job.cost.units:
             for layer in (layer for layer in unit.layers if layer.path in job.quantized):
-                # Each layer's inputs are seen in a pass of its own.
-                found = found.plus(job.unit(unit).over(job.samples, self.walk_batch))
+                # Each layer's inputs are seen in passes of its own.
+                for _ in range(self._streams):
+                    found = found.plus(job.unit(unit).over(job.samples, self.walk_batch))
                 found = found.plus(*self._effort_of(layer, job.samples))
         return found
 
@@ -78,18 +90,20 @@ class Gptq(AbstractMethod):
         rows = batch * layer.rows
         seen = min(rows, self.rows_per_batch)
         out = layer.weights // n // layer.groups
-        hessian = Work(batches * seen * n * n, batches * 3 * rows * n, batches * 10)
+        moment = Work(batches * seen * n * n, batches * 3 * rows * n, batches * 10)
         # Two factorisations, an inverse and the errors before and after in float64, which counts twice; then column by column the
         # rest of its block, and block by block the rest of the row.
         rounding = Work(4 * n**3 + 4.5 * out * n * n, 170 * out * n, 30 * n)
-        return hessian + rounding.times(layer.groups), FLOAT_BYTES * (2 * rows * n * layer.groups + 13 * n * n)
+        return moment.times(self._streams) + rounding.times(layer.groups), FLOAT_BYTES * (
+            2 * rows * n * layer.groups + 13 * n * n
+        )
 
     def _round(self, model: QuantModel, unit: Unit, path: str, run: Run) -> dict[str, torch.Tensor]:
         layer, weight = model.layer(path), model.originals[path]
         assert layer.scheme is not None
         grid = layer.scheme.weight.number_format
         groups = getattr(layer, "groups", 1)
-        hessians = self._hessians(layer, unit, groups, run)
+        moments = self._moments(model, layer, unit, groups, run)
         affine = along_weight(layer.weight_affine(), layer.segments, weight.ndim)
         codes, errors = [], torch.zeros(2, dtype=torch.float64)
         columns = weight[0].numel()
@@ -97,39 +111,81 @@ class Gptq(AbstractMethod):
         zero_point = affine.zero_point.expand_as(weight).reshape(len(weight), columns)
         nearest = layer.dequantized_weight().flatten(1)
         for g, rows in enumerate(torch.arange(len(weight)).chunk(groups)):
-            flat = weight.flatten(1)[rows].float()
+            second, cross = moments[g]
+            wanted = weight.flatten(1)[rows].float()
+            if self.targets == "float":
+                wanted = compensated(wanted, second, cross, self.damping)
             part = Affine(scale[rows], zero_point[rows])
-            found, rounded = round_columns(flat, part, grid, hessians[g], self.damping, self.by_activation)
+            found, rounded = round_columns(wanted, part, grid, second, self.damping, self.by_activation)
             codes.append(found)
             for i, candidate in enumerate((nearest[rows], rounded)):
-                difference = (candidate - flat).double()
-                errors[i] += ((difference @ hessians[g].double()) * difference).sum()
+                difference = (candidate - wanted).double()
+                errors[i] += ((difference @ second.double()) * difference).sum()
         return {"codes": torch.cat(codes).view(weight.shape), "errors": errors}
 
-    def _hessians(self, layer: QuantizedLayer, unit: Unit, groups: int, run: Run) -> list[torch.Tensor]:
-        totals: list[torch.Tensor] = []
+    def _moments(
+        self, model: QuantModel, layer: QuantizedLayer, unit: Unit, groups: int, run: Run
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return for each group the second moment of the layer's inputs and their cross moment with the float ones, ``[n, n]``."""
+        totals = [[torch.zeros(()), torch.zeros(())] for _ in range(groups)]
         random = generator(run.seed, run.step, unit.path)
+        calls = unit.calls[QUANTIZED]
+        with torch.no_grad():
+            for b, call in enumerate(calls):
+                chosen = _Rows(layer, self.rows_per_batch, random)
+                mine = chosen.of(unit, call)
+                if self.targets == "float":
+                    with model.in_float(unit.path):
+                        theirs = chosen.of(unit, unit.calls[FLOAT][b])
+                else:
+                    theirs = mine
+                for total, q, f in zip(totals, mine.chunk(groups, dim=1), theirs.chunk(groups, dim=1), strict=True):
+                    total[0] = total[0] + q.t() @ q / len(q)
+                    total[1] = total[1] + f.t() @ q / len(q)
+        if not calls or not all(torch.isfinite(moment).all() for total in totals for moment in total):
+            raise CalibrationError(f"inputs of a layer in {unit.path}", "finite values", "NaN, infinity or none")
+        return [(second, cross) for second, cross in totals]
+
+
+class _Rows:
+    """The same random choice of a layer's input rows, whichever stream feeds the unit."""
+
+    def __init__(self, layer: QuantizedLayer, count: int, random: torch.Generator) -> None:
+        self.layer, self.count, self.random = layer, count, random
+        self.keep: list[torch.Tensor] = []
+
+    def of(self, unit: Unit, call: tuple[tuple, dict]) -> torch.Tensor:
+        """Return the rows ``[rows, n]`` that the layer reads while the unit runs once; a layer that runs twice reads two lots."""
+        found: list[torch.Tensor] = []
 
         def look(module: nn.Module, args: tuple) -> None:
             rows = input_rows(module, args[0].float())
-            keep = torch.randperm(len(rows), generator=random)[: self.rows_per_batch]
-            for g, part in enumerate(rows[keep].chunk(groups, dim=1)):
-                product = part.t() @ part / len(keep)
-                if len(totals) <= g:
-                    totals.append(product)
-                else:
-                    totals[g] += product
+            if len(found) == len(self.keep):
+                self.keep.append(torch.randperm(len(rows), generator=self.random)[: self.count])
+            found.append(rows[self.keep[len(found)]])
 
-        hook = layer.register_forward_pre_hook(look)
+        hook = self.layer.register_forward_pre_hook(look)
         try:
-            with torch.no_grad():
-                for args, kwargs in map(as_float, unit.calls[QUANTIZED]):
-                    unit.module(*args, **kwargs)
+            args, kwargs = as_float(call)
+            unit.module(*args, **kwargs)
         finally:
             hook.remove()
-        if not totals or not all(torch.isfinite(total).all() for total in totals):
-            raise CalibrationError(f"inputs of a layer in {unit.path}", "finite values", "NaN, infinity or none")
-        return totals
+        if not found:
+            raise CalibrationError(f"inputs of a layer in {unit.path}", "a layer that runs", "one that does not")
+        return torch.cat(found)
+
+
+def compensated(weight: torch.Tensor, second: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Tensor:
+    """Return the weight ``[out, n]`` that comes closest to ``weight``'s output on float inputs from the inputs there really are.
+
+    ``argmin_V |V Xq - W Xf|^2 + damping * |V - W|^2`` with ``second = Xq Xq^T`` and ``cross = Xf Xq^T``, both ``[n, n]``;
+    ``damping`` is relative to the mean of the diagonal.
+    """
+    h = second.double().clone()
+    diagonal = h.diagonal()
+    diagonal += max(damping, 1e-6) * diagonal.mean().clamp(min=1e-12)
+    change = weight.double() @ (cross.double() - second.double())
+    return weight + torch.linalg.solve(h, change.t()).t().float()
 
 
 def input_rows(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
