@@ -32,3 +32,8 @@ def test_a_method_keeps_its_contract(method: type[AbstractMethod]) -> None:
 def test_there_are_methods() -> None:
     assert {"weight_scales", "input_scales"} <= GIVEN
     assert len(METHODS) > 4
+
+
+def test_every_method_says_what_it_will_take() -> None:
+    # Or `halftone inspect --plan` could say nothing of a recipe that comes with Halftone.
+    assert [name for name, method in METHODS.items() if method.effort is AbstractMethod.effort] == []

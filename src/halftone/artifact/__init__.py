@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from halftone.artifact.accounting import sizes
     from halftone.artifact.diffusers_loader import HalftoneConfig, attach, described
     from halftone.artifact.folder import check_folder
+    from halftone.artifact.outline import load_outline
     from halftone.artifact.pipeline import load_pipeline, save_pipeline
     from halftone.artifact.registration import register
     from halftone.artifact.schema import Description
@@ -19,6 +20,7 @@ _ROOMS = {
     "attach": "diffusers_loader",
     "described": "diffusers_loader",
     "check_folder": "folder",
+    "load_outline": "outline",
     "load_pipeline": "pipeline",
     "save_pipeline": "pipeline",
     "register": "registration",
@@ -32,6 +34,7 @@ __all__ = [
     "attach",
     "check_folder",
     "described",
+    "load_outline",
     "load_pipeline",
     "register",
     "save_pipeline",

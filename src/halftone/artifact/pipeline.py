@@ -34,7 +34,7 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> "DiffusionPipeline":
     register()
     folder = Path(source)
     if not folder.is_dir():
-        _refuse_path(str(source), folder)
+        refuse_path(str(source), folder)
         return _load(str(source), ConfigError, "a pipeline on the hub that can be reached", kwargs)
     if check_folder(folder):
         kwargs.setdefault("use_safetensors", True)
@@ -42,7 +42,8 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> "DiffusionPipeline":
     return _load(str(source), ConfigError, "a pipeline that diffusers can load", kwargs)
 
 
-def _refuse_path(source: str, path: Path) -> None:
+def refuse_path(source: str, path: Path) -> None:
+    """Raise a ConfigError unless ``source``, which is no folder, may be a hub id."""
     if path.exists():
         raise ConfigError(source, f"a pipeline folder with {INDEX}", "a file")
     if not _HUB_ID.fullmatch(source):

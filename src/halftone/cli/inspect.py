@@ -1,17 +1,20 @@
 """``halftone inspect``: what each layer became, and why."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Engine, Json, Model
+from halftone.cli.options import Assignments, Engine, Json, Model, Roles, byte_count
 from halftone.cli.output import emit, size, table, working
+from halftone.cli.plan import show
+from halftone.foundation.errors import ConfigError
 from halftone.foundation.wording import some
 
 if TYPE_CHECKING:
     from halftone.evaluate.inspection import Inspection, LayerFacts
 
 RECORD = "halftone/inspection.json"
+_RECIPE = "q-diffusion-w4a8"  # of a plan
 
 
 def command(
@@ -24,18 +27,52 @@ def command(
         bool, typer.Option("--keep/--no-keep", help="Keep the results in MODEL, for `report` (of the default engine).")
     ] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what a recipe would make of float MODEL, before any work.")
+    ] = False,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help=f"Of the plan; {_RECIPE} where none is named.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Of the plan: demo, fast (the default) or paper.")] = None,
+    assignments: Assignments = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the plan: sampling steps of the calibration, 50.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of the plan: bound of the activations held in memory.")
+    ] = None,
+    roles: Roles = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Of the plan: every layer, not only every role.")] = False,
     json: Json = False,
 ) -> None:
     """Show every layer: role, formats, kernel and why faster ones were refused, arithmetic, bytes, agreement.
 
     A role marked with ? was inferred from structure. Float models are shown too: what a recipe would meet.
 
+    With --plan, nothing is quantized and no weight is read: MODEL may also be a denoiser's folder or its config.json. It shows what
+    each role would become, the final size, and the memory and time to expect from `halftone quantize`.
+
     \b
     Examples:
       halftone inspect out
       halftone inspect out --engine simulate --json
       halftone inspect zoo:fashion-unet
+      halftone inspect --plan zoo:fashion-unet --recipe gptq-w4a8 --budget demo
+      halftone inspect --plan unet/config.json --recipe rtn-w8a8 --layers
     """
+    of_plan = {
+        **{"--recipe": recipe, "--budget": budget, "--set": assignments, "--steps": steps, "--memory": memory},
+        **{"--roles": roles, "--layers": layers or None},
+    }
+    if plan:
+        of_engine = {"--engine": engine, "--device": None if device == "cpu" else device}
+        _refuse(of_engine, "no such option beside --plan", "The plan is of no engine, and its time is that of the CPU.")
+        show(
+            model, recipe or _RECIPE, budget or "fast", assignments or [], steps or 50,
+            byte_count(memory) if memory else None, roles, layers, json,
+        )  # fmt: skip
+        return
+    _refuse(of_plan, "--plan beside it", "Without --plan, inspect shows a model as it is.")
     with working():
         from json import dumps
 
@@ -50,6 +87,13 @@ def command(
         if folder:
             write_atomically(folder / RECORD, dumps(found.plain(), indent=1) + "\n")
     emit(found.plain(), json, lambda: _human(found))
+
+
+def _refuse(options: dict[str, Any], expected: str, fix: str) -> None:
+    """Raise a ConfigError at the first of ``options`` that was given."""
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(option, expected, str(value), fix)
 
 
 def _human(found: "Inspection") -> str:

@@ -27,6 +27,10 @@ Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change the recipe: --set steps.reconstruct.iterations=200."),
 ]
+Roles = Annotated[
+    Path | None,
+    typer.Option("--roles", exists=True, dir_okay=False, help="Role table (TOML) for an architecture without one."),
+]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?B)?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -47,6 +51,18 @@ def byte_count(text: str) -> int:
     if count < 1:
         raise ConfigError("--memory", "a size such as 2GB or 512MiB", f"'{text}'")
     return count
+
+
+def check_table(roles: Path | None) -> None:
+    """Raise a ConfigError unless the role table, if any, is TOML."""
+    import tomllib
+
+    if roles is None:
+        return
+    try:
+        tomllib.loads(roles.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--roles {roles}", "a TOML file", str(error)) from error
 
 
 def read_prompts(file: Path) -> list[str]:

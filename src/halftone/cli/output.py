@@ -56,7 +56,7 @@ def size(count: float) -> str:
     ('512 B', '3.14 MB', '24 GB')
     """
     unit = "B"
-    for larger in ("kB", "MB", "GB"):
+    for larger in ("kB", "MB", "GB", "TB"):
         if count < _KILO:
             break
         count, unit = count / _KILO, larger

@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Assignments, Json, Model, Overwrite, Prompts, Seed, Steps, byte_count, read_prompts
+from halftone.cli.options import (
+    Assignments,
+    Json,
+    Model,
+    Overwrite,
+    Prompts,
+    Roles,
+    Seed,
+    Steps,
+    byte_count,
+    check_table,
+    read_prompts,
+)
 from halftone.cli.output import emit, size, working
 from halftone.foundation.errors import ConfigError, OutputError
 
@@ -39,10 +51,7 @@ def command(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Bound of the activations held in memory, such as 2GB.")
     ] = None,
-    roles: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Role table (TOML) for an architecture without one."),
-    ] = None,
+    roles: Roles = None,
     json: Json = False,
 ) -> None:
     """Quantize MODEL and write a diffusers folder.
@@ -85,13 +94,7 @@ def _check_request(
     from halftone.recipes import load
 
     load(recipe, budget, list(assignments or []))
-    if roles:
-        import tomllib
-
-        try:
-            tomllib.loads(roles.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--roles {roles}", "a TOML file", str(error)) from error
+    check_table(roles)
     if (work / "claim.json").exists() and not resume:
         raise ConfigError(str(work), "no unfinished work", "some", "Go on with --resume, or delete the folder.")
 

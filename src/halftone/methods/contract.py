@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from halftone.calibrate.store import Store
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.progress import Progress
+from halftone.methods.effort import Effort, Job
 from halftone.models.quant_model import QuantModel
 
 
@@ -100,3 +101,7 @@ class AbstractMethod(ABC):
     @abstractmethod
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         """Change ``model`` in place and say what was done."""
+
+    def effort(self, job: Job) -> Effort | None:
+        """Return what :meth:`apply` will take, for ``halftone inspect --plan``; None where nobody has counted it."""
+        return None

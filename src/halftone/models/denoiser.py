@@ -1,6 +1,7 @@
 """Which component of a pipeline is the denoiser."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -25,6 +26,19 @@ def named_denoiser(pipe: "DiffusionPipeline") -> tuple[str, nn.Module]:
             return name, components[name]
     known = ", ".join(_DENOISERS)
     raise ConfigError(type(pipe).__name__, f"a component {known}", ", ".join(sorted(components)) or "no component")
+
+
+def name_of_denoiser(index: Mapping[str, Any], where: str) -> str:
+    """Return the name of the denoiser among the components that a pipeline's index lists.
+
+    Raises:
+        ConfigError: at ``where``, none is listed.
+    """
+    listed = {name for name, value in index.items() if isinstance(value, list | tuple) and value and value[0]}
+    for name in _DENOISERS:
+        if name in listed:
+            return name
+    raise ConfigError(where, f"a component {', '.join(_DENOISERS)}", ", ".join(sorted(listed)) or "no component")
 
 
 def denoiser(pipe: "DiffusionPipeline") -> nn.Module:

@@ -119,6 +119,14 @@ def scheme_of(role: str, rules: Sequence[Rule]) -> Scheme | None:
     return Scheme(weight, None if float_input else inputs)
 
 
+def why_float(role: str, rules: Sequence[Rule]) -> str:
+    """Return why :func:`scheme_of` gives ``role`` no scheme, in words."""
+    keeping = [rule for rule in rules if rule.matches(role) and rule.keep is not None]
+    if keeping and keeping[-1].keep:
+        return f"the rule for '{', '.join(keeping[-1].globs)}' keeps it"
+    return "no rule gives its role a weight format"
+
+
 def make_plan(model: nn.Module, found: Architecture, rules: tuple[Rule, ...]) -> Plan:
     """Return what ``rules`` make of the model's roles.
 

@@ -15,6 +15,7 @@ from torch import nn
 from halftone.foundation.errors import MatchError
 
 _TABLES = "halftone.models.tables"
+_CROSS = ":cross"  # after the class of a module that says that it is a cross-attention
 QUANTIZABLE = (nn.Linear, nn.Conv2d)
 # Modules whose weights are not a linear or 2-D convolution that a kernel here could run; they are left float.
 _OTHER_WEIGHTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d)
@@ -56,14 +57,27 @@ def table_of(name: str) -> tuple[dict[str, str], frozenset[str]] | None:
     return _read(file.read_text()) if file.is_file() else None
 
 
-def _first(globs: dict[str, str], text: str) -> str | None:
-    return next((role for glob, role in globs.items() if fnmatchcase(text, glob)), None)
+def matches(glob: str, model: nn.Module, path: str) -> bool:
+    """Return whether ``glob`` of the table of ``model`` fits the layer at ``path``: the path itself or, of a glob with ``:cross``
+    (which no path has), the path as seen from any of the modules around it."""
+    return any(fnmatchcase(text, glob) for text in (_seen(model, path) if _CROSS in glob else [path]))
+
+
+def _first(globs: dict[str, str], model: nn.Module, path: str) -> str | None:
+    return next((role for glob, role in globs.items() if matches(glob, model, path)), None)
 
 
 def _title(module: nn.Module) -> str:
     """Return the class name by which a glob knows ``module``, with ``:cross`` where it says that it is a cross-attention."""
     cross = getattr(module, "is_cross_attention", False) is True
-    return type(module).__name__ + (":cross" if cross else "")
+    return type(module).__name__ + (_CROSS if cross else "")
+
+
+def _seen(model: nn.Module, path: str) -> list[str]:
+    """Return ``Class.path`` from each of the modules around the layer, the model first."""
+    parts = path.split(".")
+    owners = [model.get_submodule(".".join(parts[:depth])) if depth else model for depth in range(len(parts))]
+    return [f"{_title(owner)}.{'.'.join(parts[depth:])}" for depth, owner in enumerate(owners)]
 
 
 def _structural(model: nn.Module, path: str, globs: dict[str, str]) -> str | None:
@@ -72,9 +86,7 @@ def _structural(model: nn.Module, path: str, globs: dict[str, str]) -> str | Non
     ``FeedForward.net.2`` counts from each of them, so a glob can reach as far up as it needs: of ``attn2.to_k`` inside a
     ``BasicTransformerBlock``, ``BasicTransformerBlock.attn2.to_k`` is asked as well as ``Attention.to_k``.
     """
-    parts = path.split(".")
-    owners = [model.get_submodule(".".join(parts[:depth])) if depth else model for depth in range(len(parts))]
-    seen = [f"{_title(owner)}.{'.'.join(parts[depth:])}" for depth, owner in enumerate(owners)]
+    seen = _seen(model, path)
     return next((role for glob, role in globs.items() if any(fnmatchcase(text, glob) for text in seen)), None)
 
 
@@ -94,7 +106,7 @@ def architecture(model: nn.Module, table: Path | None = None) -> Architecture:
     for path, module in model.named_modules():
         if not isinstance(module, QUANTIZABLE) or isinstance(module, _OTHER_WEIGHTED):
             continue
-        named = _first(own[0], path) if own else None
+        named = _first(own[0], model, path) if own else None
         role = named or _structural(model, path, inferred_globs)
         if role is None:
             parent = type(model.get_submodule(path.rpartition(".")[0])).__name__

@@ -163,6 +163,8 @@ def record(model: nn.Module, is_unit: Callable[[str, nn.Module], bool], args: tu
         for hook in hooks:
             hook.remove()
     _mark_last_uses(tape)
+    if any(leaf.is_meta for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)):
+        return tape  # shapes only: there are no numbers that a replay could miss
     again = replay(tape, model, args, kwargs)
     for mine, theirs in zip(pytree.tree_leaves(again), pytree.tree_leaves(output), strict=True):
         if isinstance(theirs, torch.Tensor) and not torch.equal(mine, theirs):

@@ -10,6 +10,8 @@ from halftone.foundation.registry import make
 from halftone.quant.ranges_contract import AbstractRange
 from halftone.quant.spec import QuantSpec
 
+_PER_CANDIDATE = 20  # rounding onto the grid and back, the difference, its power (as dear as several) and the mean
+
 
 def range_estimator(described: str | Mapping[str, Any]) -> AbstractRange:
     """Return the range estimator that a recipe describes: a name, or a mapping of ``name`` and fields.
@@ -18,6 +20,11 @@ def range_estimator(described: str | Mapping[str, Any]) -> AbstractRange:
         ConfigError: at ``range``, no such estimator, or a field it does not have.
     """
     return make("halftone.quant.ranges", described, "range")
+
+
+def passes(described: str | Mapping[str, Any]) -> int:
+    """Return about how many functions of the size of the values a range estimator calls."""
+    return 3 + _PER_CANDIDATE * int(getattr(range_estimator(described), "candidates", 0))
 
 
 def weight_affine(

@@ -11,6 +11,7 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.foundation.bounds import at_least
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.effort import Effort, Job, walking
 from halftone.models.precision import as_float
 from halftone.models.quant_model import QuantModel
 
@@ -54,6 +55,13 @@ class Bias(AbstractMethod):
                     facts[path] = {"shift": float(f"{shift.square().mean().sqrt():.6g}")}
                 task.advance(note=unit.path)
         return StepReport(facts)
+
+    def effort(self, job: Job) -> Effort:
+        found = walking(job, self.walk_batch, scores=True)
+        for unit in job.cost.units:
+            layers = sum(layer.has_bias for layer in unit.layers if layer.path in job.quantized)
+            found = found.plus(job.unit(unit, scores=True).over(job.samples, self.walk_batch).times(1 + layers))
+        return found
 
     def _correct(self, model: QuantModel, unit: Unit, paths: list[str]) -> dict[str, torch.Tensor]:
         """Return each layer's shift ``[out]``; the unit is left as it was."""

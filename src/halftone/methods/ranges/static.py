@@ -13,10 +13,12 @@ from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
 from halftone.foundation.wording import some
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.effort import Effort, Job
+from halftone.models.cost import Work
 from halftone.models.quant_model import QuantModel
 from halftone.nn.sites import SiteOwner
 from halftone.quant import QuantSpec
-from halftone.quant.weights import range_estimator
+from halftone.quant.weights import passes, range_estimator
 
 # Of the range that was seen, on either side, for sites of more than 8 bits. Their rounding is invisible at twice the step, while a
 # tail that a few calibration samples did not have is clipped in the same place in every call: noise at the first layer's input.
@@ -60,6 +62,13 @@ class Static(AbstractMethod):
             owner.set_site_affine(site, affine)
             layers[name] = {"scale": [float(f"{s:.6g}") for s in affine.scale]}
         return StepReport(layers, constant_sites(seen))
+
+    def effort(self, job: Job) -> Effort:
+        samples = min(self.samples, job.samples)
+        kept = self.at_most * -(-samples // self.batch) * len(job.quantized)
+        search = Work(elements=passes(self.range) * kept, calls=passes(self.range) * len(job.quantized))
+        seen = job.forward(scores=True).over(samples, self.batch)
+        return Effort(seen + search, 0, min(self.batch, samples) * job.largest_bytes(scores=True))
 
 
 def fit_site(

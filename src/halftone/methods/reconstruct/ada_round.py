@@ -13,11 +13,15 @@ from halftone.formats import AbstractFormat, Affine
 from halftone.formats.segments import along_weight
 from halftone.foundation.bounds import at_least, between, positive
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.effort import Effort, Job, learning, walking
 from halftone.methods.fit import LARGEST_RATE, UnitError, check_integral, optimise, unimproved
 from halftone.models.quant_model import QuantModel
 from halftone.nn import Scheme
 
 _STRETCH_LOW, _STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the rectified sigmoid
+_FUNCTIONS = (
+    65  # of the size of a weight in each iteration: soft rounding, the regulariser (powers are dear), gradients, Adam
+)
 _DECIDED = 0.95  # h of a decision taken over from an earlier rounding: firm, yet not beyond the gradient's reach
 
 
@@ -139,6 +143,14 @@ class AdaRound(AbstractMethod):
                 else:
                     task.advance()
         return StepReport(layers, unimproved(layers))
+
+    def effort(self, job: Job) -> Effort:
+        found = walking(job, self.walk_batch, streams=2 if self.inputs == "quantized" else 1)
+        for unit in job.cost.units:
+            if job.planned(unit):
+                found = found.plus(job.unit(unit).over(2 * job.samples, self.walk_batch))  # its error before and after
+                found = found.plus(*learning(job, unit, self.iterations, self.batch, _FUNCTIONS))
+        return found
 
     def _reconstruct(
         self, model: QuantModel, unit: Unit, schemes: dict[str, Scheme], stream: int, run: Run

@@ -14,10 +14,13 @@ from halftone.formats import AbstractFormat, Affine
 from halftone.formats.segments import along_input, along_weight
 from halftone.foundation.bounds import at_least, positive
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.effort import Effort, Job, learning, walking
 from halftone.methods.fit import LARGEST_RATE, UnitError, check_integral, optimise, unimproved
 from halftone.models.quant_model import QuantModel
 from halftone.nn import QuantizedLayer
 from halftone.nn.sites import SiteOwner
+
+_FUNCTIONS = 12  # of the size of a weight in each iteration; the steps themselves are few
 
 
 class LearnedStep(nn.Module):
@@ -164,6 +167,14 @@ class LearnedSteps(AbstractMethod):
                 facts[unit.path] = {"error_before": before, "error": after}
                 task.advance(note=f"{unit.path}: {after / max(before, 1e-30):.2f}")
         return StepReport(facts, unimproved(facts))
+
+    def effort(self, job: Job) -> Effort:
+        found = walking(job, self.walk_batch, streams=2 if self.inputs == "quantized" else 1, scores=True)
+        for unit in job.cost.units:
+            if job.planned(unit):
+                found = found.plus(job.unit(unit, scores=True).over(2 * job.samples, self.walk_batch))
+                found = found.plus(*learning(job, unit, self.iterations, self.batch, _FUNCTIONS, scores=True))
+        return found
 
     def _sites(self, model: QuantModel, unit: str = "") -> dict[str, tuple[SiteOwner, str]]:
         return {

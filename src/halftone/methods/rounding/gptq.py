@@ -15,6 +15,8 @@ from halftone.foundation.bounds import at_least
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.effort import Effort, Job, walking
+from halftone.models.cost import FLOAT_BYTES, LayerCost, Work
 from halftone.models.precision import as_float
 from halftone.models.quant_model import QuantModel
 from halftone.nn import QuantizedLayer
@@ -65,6 +67,36 @@ class Gptq(AbstractMethod):
                     layers[path] = {"error_nearest": before, "error": after}
                 task.advance(note=unit.path)
         return StepReport(layers)
+
+    @property
+    def _streams(self) -> int:
+        """Return how many streams are looked at: the float one only where it is aimed at."""
+        return 2 if self.targets == "float" else 1
+
+    def effort(self, job: Job) -> Effort:
+        found = walking(job, self.walk_batch)
+        for unit in job.cost.units:
+            for layer in (layer for layer in unit.layers if layer.path in job.quantized):
+                # Each layer's inputs are seen in passes of its own.
+                for _ in range(self._streams):
+                    found = found.plus(job.unit(unit).over(job.samples, self.walk_batch))
+                found = found.plus(*self._effort_of(layer, job.samples))
+        return found
+
+    def _effort_of(self, layer: LayerCost, samples: int) -> tuple[Work, int]:
+        """Return the work and the working bytes of one layer's Hessian and rounding, without the passes."""
+        batch, n = min(self.walk_batch, samples), layer.columns
+        batches = -(-samples // batch)
+        rows = batch * layer.rows
+        seen = min(rows, self.rows_per_batch)
+        out = layer.weights // n // layer.groups
+        moment = Work(batches * seen * n * n, batches * 3 * rows * n, batches * 10)
+        # Two factorisations, an inverse and the errors before and after in float64, which counts twice; then column by column the
+        # rest of its block, and block by block the rest of the row.
+        rounding = Work(4 * n**3 + 4.5 * out * n * n, 170 * out * n, 30 * n)
+        return moment.times(self._streams) + rounding.times(layer.groups), FLOAT_BYTES * (
+            2 * rows * n * layer.groups + 13 * n * n
+        )
 
     def _round(self, model: QuantModel, unit: Unit, path: str, run: Run) -> dict[str, torch.Tensor]:
         layer, weight = model.layer(path), model.originals[path]

@@ -7,8 +7,10 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.formats import quantize
 from halftone.formats.segments import along_weight
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.effort import Effort, Job
+from halftone.models.cost import Work
 from halftone.models.quant_model import QuantModel
-from halftone.quant.weights import range_estimator, weight_affine
+from halftone.quant.weights import passes, range_estimator, weight_affine
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,7 @@ class Nearest(AbstractMethod):
             error = (layer.dequantized_weight() - weight).square().sum() / weight.square().sum().clamp(min=1e-20)
             layers[path] = {"weight_error": float(error.sqrt())}
         return StepReport(layers)
+
+    def effort(self, job: Job) -> Effort:
+        functions = passes(self.range) + 10
+        return Effort(Work(elements=functions * job.weights(), calls=functions * len(job.quantized)))

@@ -1,6 +1,6 @@
 """Split shortcuts: separate scales for the two tensors that a U-Net's shortcut convolution reads concatenated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
@@ -10,8 +10,12 @@ import torch
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.bounds import at_least
 from halftone.methods.contract import AbstractMethod, Run, StepReport
+from halftone.methods.effort import Effort, Job
+from halftone.models.policy import Plan
 from halftone.models.quant_model import QuantModel
 from halftone.quant.bimodality import bimodality
+
+_BATCH = 16  # samples a forward
 
 
 @dataclass(frozen=True)
@@ -42,28 +46,38 @@ class SplitShortcut(AbstractMethod):
     def __post_init__(self) -> None:
         at_least(self, 1, "samples")
 
+    def candidates(self, concatenated: Mapping[str, tuple[int, ...]], plan: Plan) -> dict[str, tuple[int, ...]]:
+        """Return the channels of the parts of those layers, of all that read a concatenation, that may be split."""
+        planned = plan.quantized()
+        return {
+            path: parts
+            for path, parts in concatenated.items()
+            if path in planned and fnmatchcase(plan.layers[path].role, self.roles)
+        }
+
     @property
-    def _chosen(self) -> str:
+    def chosen(self) -> str:
+        """``all``, ``none`` or ``auto``."""
         words: dict[str | bool, str] = {"on": "all", True: "all", "off": "none", False: "none"}
         return words.get(self.select, str(self.select))
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
         planned = model.plan.quantized()
-        candidates = {
-            path: parts
-            for path, parts in model.concatenated.items()
-            if path in planned and fnmatchcase(model.plan.layers[path].role, self.roles)
-        }
+        candidates = self.candidates(model.concatenated, model.plan)
         ranges = run.memo("ranges", lambda: observe_parts(model, data, candidates, self.samples))
         layers = {}
         for path, parts in candidates.items():
             score = bimodality(ranges[path], model.originals[path], parts)
-            split = self._chosen == "all" or (self._chosen == "auto" and score >= self.threshold)
+            split = self.chosen == "all" or (self.chosen == "auto" and score >= self.threshold)
             if split:
                 model.assign(path, replace(planned[path], segments=parts))
             layers[path] = {"parts": list(parts), "score_db": round(score, 3), "split": split}
             layers[path]["ranges"] = [[round(float(v), 4) for v in part] for part in ranges[path]]
         return StepReport(layers)
+
+    def effort(self, job: Job) -> Effort:
+        samples = min(self.samples, job.samples)
+        return Effort(job.forward().over(samples, _BATCH), 0, min(_BATCH, samples) * job.largest_bytes())
 
 
 def observe_parts(
@@ -84,7 +98,7 @@ def observe_parts(
     index = torch.linspace(0, len(data) - 1, min(samples, len(data))).long()
     try:
         with torch.no_grad(), model.in_float():
-            for chunk in index.split(16):
+            for chunk in index.split(_BATCH):
                 args, kwargs = data.rows(chunk)
                 model.module(*args, **kwargs)
     finally:

@@ -1,0 +1,247 @@
+"""What a recipe would make of a model, before any work: each layer, the final bytes, and the memory and time to expect."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from halftone.artifact import sizes
+from halftone.artifact.schema import Description
+from halftone.artifact.structure import prepare
+from halftone.foundation.build import plain
+from halftone.foundation.errors import CalibrationError, ConfigError
+from halftone.foundation.seeds import generator
+from halftone.methods.effort import Effort, Job
+from halftone.methods.transforms.split_shortcut import SplitShortcut
+from halftone.models.concatenation import concatenated_inputs
+from halftone.models.cost import FLOAT_BYTES, ModelCost, Work, count
+from halftone.models.example_inputs import example_inputs
+from halftone.models.left_float import LeftFloat, without_role
+from halftone.models.policy import Plan, make_plan, why_float
+from halftone.models.roles import architecture
+from halftone.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One linear or convolution.
+
+    Attributes:
+        weight, input: number formats; ``float`` where it is not quantized.
+        reason: why the whole layer stays float; empty where it does not.
+        parts: channels of the two tensors that it reads concatenated, where the recipe may split it; else empty.
+        bytes: of its codes, scales, zero points and bias, not split.
+    """
+
+    path: str
+    role: str
+    inferred: bool
+    kind: str
+    shape: tuple[int, ...]
+    weight: str
+    input: str
+    reason: str
+    parts: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the denoiser's quantization needs on top of the rest of the pipeline.
+
+    Attributes:
+        weights: float32 weights, which are kept until the end, and codes.
+        samples: the calibration's inputs.
+        activations: what a walk carries from unit to unit, at most, float32, of both its streams; ``spilled`` of it to disk.
+        working: of one step's own, the most of any step; ``step`` is its name.
+    """
+
+    weights: int
+    samples: int
+    activations: int
+    spilled: int
+    working: int
+    step: str
+
+    @property
+    def held(self) -> int:
+        """What is in memory at once."""
+        return self.weights + self.samples + self.activations - self.spilled + self.working
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A float denoiser as a recipe would quantize it.
+
+    Attributes:
+        sizes: bytes as :func:`halftone.artifact.sizes` counts them in the result; nothing split unless the recipe always splits.
+        if_split: bytes more, where all that may be split is.
+        operands: formats of attention's operands, with how many attentions hold them.
+        memory: None where the class's inputs are not known.
+        work: of each step, the recording of samples first; None where nobody has counted it.
+        notes: what the policy asks for and the model cannot have, and what is not known here; sentences.
+    """
+
+    model: str
+    parameters: int
+    recipe: str
+    title: str
+    budget: str
+    layers: tuple[PlannedLayer, ...]
+    operands: dict[str, int]
+    sizes: dict[str, int]
+    if_split: int
+    without_role: tuple[LeftFloat, ...]
+    memory: Memory | None = None
+    work: dict[str, Work | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def by_role(self) -> dict[str, list[PlannedLayer]]:
+        """The layers by role, in the order of first appearance."""
+        found: dict[str, list[PlannedLayer]] = {}
+        for layer in self.layers:
+            found.setdefault(layer.role, []).append(layer)
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """Return all of it, JSON-safe."""
+        memory = {**plain(self.memory), "held": self.memory.held} if self.memory else None
+        return {**plain(self), "memory": memory}
+
+
+def forecast(
+    module: nn.Module,
+    recipe: Recipe,
+    budget: str,
+    steps: int = 50,
+    memory: int | None = None,
+    roles: Path | None = None,
+) -> Forecast:
+    """Return what ``recipe`` would make of ``module``, a float denoiser on the meta device, which is changed.
+
+    Args:
+        budget: at which the recipe was loaded.
+        steps: sampling steps of the calibration.
+        memory: bound of the activations held in memory.
+        roles: a role table for an architecture that has none.
+
+    Raises:
+        MatchError, ConfigError: see :func:`halftone.models.roles.architecture` and :func:`halftone.models.policy.make_plan`.
+    """
+    found = architecture(module, roles)
+    plan = make_plan(module, found, recipe.policy)
+    left = without_role(module, found.roles)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    notes = list(plan.notes)
+    cost, parts = None, {}
+    try:
+        args, kwargs = example_inputs(module, 1)
+        parts = _splits(recipe, plan, concatenated_inputs(module, args, kwargs))
+        cost = count(module, found, args, kwargs)
+    except (ConfigError, CalibrationError) as error:
+        notes.append(f"memory, time and what may be split are not known: {error.where}: {error.got}")
+    always = {path for path, (_, sure) in parts.items() if sure}
+    counted, more = _sizes(module, plan, {path: each for path, (each, _) in parts.items()}, always)
+    layers = tuple(_layer(module, plan, recipe, path, parts.get(path, ((), False))[0]) for path in plan.layers)
+    efforts = _efforts(recipe, plan, cost, steps) if cost else {}
+    spent = counted["codes"] + counted["scales"] + counted["zero_points"]
+    return Forecast(
+        model=type(module).__name__,
+        parameters=parameters,
+        recipe=recipe.name,
+        title=recipe.title,
+        budget=budget,
+        layers=layers,
+        operands=dict(
+            Counter(f"{site} {spec.format}" for each in plan.operands.values() for site, spec in each.items())
+        ),
+        sizes=counted,
+        if_split=more,
+        without_role=left,
+        memory=_memory(recipe, cost, efforts, FLOAT_BYTES * parameters + spent, memory) if cost else None,
+        work={name: effort.work if effort else None for name, effort in efforts.items()},
+        notes=tuple(notes),
+    )
+
+
+def _splits(
+    recipe: Recipe, plan: Plan, concatenated: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Return the parts of each layer that the recipe may split, and whether it is sure to."""
+    found = {}
+    for method in recipe.methods().values():
+        if isinstance(method, SplitShortcut) and method.chosen != "none":
+            for path, parts in method.candidates(concatenated, plan).items():
+                found[path] = (parts, method.chosen == "all")
+    return found
+
+
+def _sizes(
+    module: nn.Module, plan: Plan, parts: dict[str, tuple[int, ...]], always: set[str]
+) -> tuple[dict[str, int], int]:
+    """Give ``module`` the tensors of the result; return its bytes by purpose, and how many more they may become."""
+    schemes = {
+        path: replace(scheme, segments=parts[path]) if path in always else scheme
+        for path, scheme in plan.quantized().items()
+    }
+    prepare(module, Description(schemes, plan.operands))
+    counted = sizes(module)
+    more = 0
+    for path, channels in parts.items():
+        layer: Any = module.get_submodule(path)
+        before = _stored(sizes(layer))
+        layer.allocate(replace(schemes[path], segments=channels))
+        more += _stored(sizes(layer)) - before
+        layer.allocate(schemes[path])
+    return counted, more
+
+
+def _stored(counted: dict[str, int]) -> int:
+    return sum(counted[purpose] for purpose in ("codes", "scales", "zero_points", "float"))
+
+
+def _layer(module: nn.Module, plan: Plan, recipe: Recipe, path: str, parts: tuple[int, ...]) -> PlannedLayer:
+    planned = plan.layers[path]
+    layer: Any = module.get_submodule(path)
+    scheme = planned.scheme
+    return PlannedLayer(
+        path=path,
+        role=planned.role,
+        inferred=planned.inferred,
+        kind="linear" if isinstance(layer, nn.Linear) else "conv2d",
+        shape=tuple(layer.weight_shape if scheme else layer.weight.shape),
+        weight=scheme.weight.format if scheme else "float",
+        input=scheme.input.format if scheme and scheme.input else "float",
+        reason="" if scheme else why_float(planned.role, recipe.policy),
+        parts=parts,
+        bytes=_stored(sizes(layer)),
+    )
+
+
+def _efforts(recipe: Recipe, plan: Plan, cost: ModelCost, steps: int) -> dict[str, Effort | None]:
+    """Return what each step takes: the recording of samples, then the recipe's steps."""
+    samples = recipe.calibration.samples
+    job = Job(cost, samples, frozenset(plan.quantized()), bool(plan.operands))
+    chosen = recipe.calibration.selection().choose(steps, samples, generator(0, "calibration", "select"))
+    trajectories = int(chosen.bincount().max())
+    # The last call that is wanted is not computed; one sampling more counts the calls.
+    recorded = cost.forward.over(trajectories, recipe.calibration.batch).times(int(chosen.max()))
+    found: dict[str, Effort | None] = {"record": Effort(recorded + cost.forward.times(steps))}
+    return {**found, **{name: method.effort(job) for name, method in recipe.methods().items()}}
+
+
+def _memory(
+    recipe: Recipe, cost: ModelCost, efforts: dict[str, Effort | None], weights: int, bound: int | None
+) -> Memory:
+    def spilled(effort: Effort) -> int:
+        return max(0, effort.held - (effort.held if bound is None else bound))
+
+    known = {name: effort for name, effort in efforts.items() if effort}
+    largest = max(known, key=lambda name: known[name].held - spilled(known[name]) + known[name].working)
+    effort = known[largest]
+    samples = math.ceil(cost.input_bytes * recipe.calibration.samples)
+    return Memory(weights, samples, effort.held, spilled(effort), effort.working, largest)
