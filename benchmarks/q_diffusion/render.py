@@ -189,9 +189,7 @@ def _edges(section: Section, drawn: set[str]) -> list[str]:
         "Every recipe gives the first and the last layer 8-bit weights and 16-bit inputs (*wide*, decision 0011). "
         "*Narrow*: they have the bits of all other layers, as in the official code."
     )
-    columns = {"method": "model", "bits": "bits", "edges": "first and last layer"}
-    lines = ["## First and last layer", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
-    return lines + tables.floor_sentence(section)
+    return _variants("First and last layer", words, section, {"edges": "first and last layer"})
 
 
 def _bias(section: Section, drawn: set[str]) -> list[str]:
@@ -199,8 +197,13 @@ def _bias(section: Section, drawn: set[str]) -> list[str]:
         "The recipes of GPTQ and Q-Diffusion end with a bias correction (decision 0013), the paper's baseline does not. "
         "Here each method has it and lacks it."
     )
-    columns = {"method": "model", "bits": "bits", "bias": "biases"}
-    lines = ["## Bias correction", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
+    return _variants("Bias correction", words, section, {"bias": "biases"})
+
+
+def _variants(title: str, words: str, section: Section, varied: dict[str, str]) -> list[str]:
+    """Return a section in which every method stands with each variant of one thing; ``varied`` is its head by label."""
+    columns = {"method": "model", "bits": "bits", **varied}
+    lines = [f"## {title}", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
     return lines + tables.floor_sentence(section)
 
 

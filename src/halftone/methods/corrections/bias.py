@@ -70,10 +70,8 @@ class Bias(AbstractMethod):
         before = {path: model.layer(path).bias for path in paths}
         shifts = {}
         try:
-            for (
-                path,
-                float_means,
-            ) in wanted.items():  # in the order in which they run: an earlier layer's shift is gone by then
+            # In the order in which they run: an earlier layer's shift is gone by then.
+            for path, float_means in wanted.items():
                 means = _channel_means(model, unit, [path], QUANTIZED)[path]
                 shifts[path] = (means - float_means).median(0).values
                 _take_out(model, path, shifts[path])

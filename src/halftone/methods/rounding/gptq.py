@@ -141,10 +141,11 @@ class Gptq(AbstractMethod):
                     theirs = mine
                 for total, q, f in zip(totals, mine.chunk(groups, dim=1), theirs.chunk(groups, dim=1), strict=True):
                     total[0] = total[0] + q.t() @ q / len(q)
-                    total[1] = total[1] + f.t() @ q / len(q)
+                    if theirs is not mine:
+                        total[1] = total[1] + f.t() @ q / len(q)
         if not calls or not all(torch.isfinite(moment).all() for total in totals for moment in total):
             raise CalibrationError(f"inputs of a layer in {unit.path}", "finite values", "NaN, infinity or none")
-        return [(second, cross) for second, cross in totals]
+        return [(second, cross if self.targets == "float" else second) for second, cross in totals]
 
 
 class _Rows:
