@@ -11,8 +11,9 @@ from halftone.calibrate.walk import FLOAT, Walk
 from halftone.formats import Affine, fake_quantize, parse
 from halftone.foundation.errors import CalibrationError
 from halftone.methods.contract import Run
+from halftone.methods.learned import LearnedStep, LearnedWeight
 from halftone.methods.ranges.static import Static, thin
-from halftone.methods.reconstruct.learned_steps import LearnedStep, LearnedSteps, LearnedWeight
+from halftone.methods.reconstruct.learned_steps import LearnedSteps
 from halftone.methods.rounding.nearest import Nearest
 from halftone.models.quant_model import QuantModel
 

@@ -15,9 +15,10 @@ from halftone.formats.kinds.integer import Integer
 from halftone.foundation.errors import CalibrationError, FormatError
 from halftone.methods.contract import Run
 from halftone.methods.fit import UnitError, optimise, unimproved
+from halftone.methods.learned import LearnedStep
 from halftone.methods.ranges.static import Static
 from halftone.methods.reconstruct.ada_round import AdaRound, SoftRounding
-from halftone.methods.reconstruct.learned_steps import LearnedStep, LearnedSteps
+from halftone.methods.reconstruct.learned_steps import LearnedSteps
 from halftone.methods.rounding.nearest import Nearest
 from halftone.models.policy import Rule, make_plan
 from halftone.models.quant_model import QuantModel

@@ -23,6 +23,8 @@ class Trajectory:
         calls: int64 ``[N]``, the index of the call (0 = noisiest) that each sample comes from.
         identity: what the samples depend on (sampler, steps, guidance, seed ...); stored in the artifact.
         batched: for each leaf of ``(args, kwargs)`` whether it has samples; empty, every tensor has.
+        influence: float32 ``[calls]``, how much an error of each call shows in the image, their mean 1
+            (:mod:`halftone.calibrate.influence`); None where it was not measured.
     """
 
     args: tuple
@@ -30,6 +32,7 @@ class Trajectory:
     calls: torch.Tensor
     identity: dict[str, Any]
     batched: tuple[bool, ...] = ()
+    influence: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.batched:
@@ -38,6 +41,11 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """Float32 ``[N]``: what each sample's error counts, by the influence of its call; None where all count the same."""
+        return None if self.influence is None else self.influence[self.calls]
 
     def rows(self, index: torch.Tensor | slice) -> tuple[tuple, dict]:
         """Return the call ``(args, kwargs)`` for the samples at ``index``."""
@@ -70,6 +78,8 @@ class Trajectory:
             "identity": self.identity,
             "batched": self.batched,
         }
+        if self.influence is not None:
+            tensors["influence"] = self.influence
         partial = path.with_suffix(".partial")
         save_file({**tensors, "calls": self.calls}, partial, metadata={"trajectory": json.dumps(described)})
         partial.replace(path)
@@ -80,12 +90,12 @@ class Trajectory:
         with safe_open(path, framework="pt") as file:
             described = json.loads(file.metadata()["trajectory"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        calls = tensors.pop("calls")
+        calls, influence = tensors.pop("calls"), tensors.pop("influence", None)
         found = {int(i): leaf for i, leaf in described["constants"].items()}
         found |= {int(name.removeprefix("leaf.")): tensor for name, tensor in tensors.items()}
         spec = pytree.treespec_loads(described["tree"])
         args, kwargs = pytree.tree_unflatten([found[i] for i in range(len(found))], spec)
-        return cls(args, kwargs, calls, described["identity"], tuple(described.get("batched", ())))
+        return cls(args, kwargs, calls, described["identity"], tuple(described.get("batched", ())), influence)
 
     def check(self) -> None:
         """Raise a CalibrationError when an input is NaN, infinite, or (if it has samples) the same in every sample and element."""

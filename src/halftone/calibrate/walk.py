@@ -39,6 +39,7 @@ class Unit:
         batch: samples in each.
         steps: int64 ``[N]``, the index of the denoiser call (0 = noisiest) that each sample comes from.
         batched: for each leaf of a call and its target whether its first axis is that of the samples; None when they are elsewhere.
+        weights: float32 ``[N]``, what each sample's error counts; None where all count the same.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Unit:
     batch: int
     steps: torch.Tensor
     batched: list[bool | None]
+    weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets) * self.batch
@@ -97,6 +99,7 @@ class Walk:
         self.data = data
         self.streams = (FLOAT, QUANTIZED) if quantized else (FLOAT,)
         self.steps = data.calls[torch.cat(self.indices)]
+        self.weights = None if data.weights is None else data.weights[torch.cat(self.indices)]
         index = self.indices[0]
         other = index[1:] if self.batch > 1 else index.repeat(2)
         with model.in_float():
@@ -156,7 +159,8 @@ class Walk:
             visited.update((path, *layers))
             leaves = pytree.tree_leaves(((entry.args, entry.kwargs), entry.out))
             batched = [self.axis.of(leaf.index) if isinstance(leaf, Slot) else False for leaf in leaves]
-            yield Unit(path, module, layers, (calls[FLOAT], last), kept, self.batch, self.steps, batched)
+            streams = (calls[FLOAT], last)
+            yield Unit(path, module, layers, streams, kept, self.batch, self.steps, batched, self.weights)
         if QUANTIZED in self.streams:
             with torch.no_grad():
                 for batch, call in zip(environments, calls[QUANTIZED], strict=True):

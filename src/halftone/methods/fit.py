@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from halftone.foundation.errors import CalibrationError, FormatError
 from halftone.foundation.seeds import generator
 from halftone.foundation.wording import some
 from halftone.methods.contract import Run
+from halftone.methods.importance import Importance
 
 # Of a learning rate: Adam moves a number by about as much in each step, and nothing that is learned here is so large.
 LARGEST_RATE = 1000.0
@@ -25,28 +26,32 @@ class UnitError:
     divided by the mean of ``|target| ** power`` first, so that the larger one does not drown the other, and the result is
     brought back to the scale of the outputs. For a unit with one output that changes nothing, not even a bit.
 
+    A sample counts as much as an error of its call shows in the image, where the calibration has measured that.
+
     Args:
         stream: what the unit is fed, ``FLOAT`` or ``QUANTIZED``.
     """
 
     def __init__(self, unit: Unit, stream: int, power: float = 2.0) -> None:
         self.unit, self.stream, self.power = unit, stream, power
+        self.path, self.importance = unit.path, Importance(len(unit), unit.weights)
         self.weights = self._balance()
 
     def loss(self, index: torch.Tensor) -> torch.Tensor:
-        """Return the error over the samples at ``index`` ``[b]``: a scalar that gradients flow through."""
-        terms = [self._power(difference).mean() for difference in self._differences(index)]
+        """Return the error over the samples at ``index`` ``[b]``, drawn by their importance: gradients flow through it."""
+        terms = [self.importance.mean(self._power(difference), index) for difference in self._differences(index)]
         return sum(w * term for w, term in zip(self.weights, terms, strict=True))  # type: ignore[return-value]
 
     def mean(self, batch: int) -> float:
         """Return the error over all samples, summed in float64, ``batch`` of them a forward; infinite when it is no number."""
-        totals, counts = [0.0] * len(self.weights), [0] * len(self.weights)
+        totals, counts = [0.0] * len(self.weights), [0.0] * len(self.weights)
         with torch.no_grad():
             for index in torch.arange(len(self.unit)).split(batch):
                 for i, difference in enumerate(self._differences(index)):
-                    totals[i] += float(self._power(difference.double()).sum())
-                    counts[i] += difference.numel()
-        total = sum(w * total / max(count, 1) for w, total, count in zip(self.weights, totals, counts, strict=True))
+                    total, count = self.importance.sum(self._power(difference.double()), index)
+                    totals[i] += total
+                    counts[i] += count
+        total = sum(w * total / (count or 1.0) for w, total, count in zip(self.weights, totals, counts, strict=True))
         return total if math.isfinite(total) else math.inf
 
     def _differences(self, index: torch.Tensor) -> list[torch.Tensor]:
@@ -69,8 +74,18 @@ class UnitError:
         return [(middle / size if size > 0 else 1.0) / count for size in sizes]
 
 
+class Error(Protocol):
+    """What :func:`optimise` lowers: something called ``path`` whose samples are drawn by their importance."""
+
+    path: str
+    importance: Importance
+
+    def loss(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the error over the samples at ``index`` ``[b]``."""
+
+
 def optimise(
-    error: UnitError,
+    error: Error,
     parameters: list[nn.Parameter],
     run: Run,
     *,
@@ -80,7 +95,7 @@ def optimise(
     scale: float,
     penalty: Callable[[int], torch.Tensor | float] | None = None,
 ) -> None:
-    """Lower ``error / scale + penalty`` with Adam, on ``batch`` samples drawn at random in each iteration.
+    """Lower ``error / scale + penalty`` with Adam, on ``batch`` samples drawn by their importance in each iteration.
 
     Args:
         rate: the learning rate of iteration ``i``.
@@ -90,21 +105,20 @@ def optimise(
     Raises:
         CalibrationError: a loss that is NaN or infinite.
     """
-    unit = error.unit
     optimizer = torch.optim.Adam(parameters, lr=rate(0))
-    random = generator(run.seed, run.step, unit.path)
+    random = generator(run.seed, run.step, error.path)
     # The run may be under no_grad; this part needs gradients.
-    with torch.enable_grad(), run.progress.task(unit.path, iterations, "iterations") as task:
+    with torch.enable_grad(), run.progress.task(error.path, iterations, "iterations") as task:
         for i in range(iterations):
             for group in optimizer.param_groups:
                 group["lr"] = rate(i)
-            index = torch.randperm(len(unit), generator=random)[:batch]
+            index = error.importance.draw(batch, random)
             loss = error.loss(index) / scale
             if penalty is not None:
                 loss = loss + penalty(i)
             if not bool(torch.isfinite(loss)):
                 got = f"{float(loss.detach())} in iteration {i}"
-                raise CalibrationError(f"steps.{run.step}: {unit.path}", "a finite loss", got, "Lower the step's lr.")
+                raise CalibrationError(f"steps.{run.step}: {error.path}", "a finite loss", got, "Lower the step's lr.")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

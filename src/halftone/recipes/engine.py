@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from halftone.calibrate.answers import check_answers
+from halftone.calibrate.influence import influence
 from halftone.calibrate.record import record
 from halftone.calibrate.sampling import check_steps
 from halftone.calibrate.trajectory import Trajectory
@@ -38,6 +39,7 @@ class Quantized:
         source: fingerprint of the float denoiser.
         layers: facts by path.
         left_float: what stays float although the policy, or the reader, may think otherwise; sentences.
+        influence: of each call on the image, where the calibration has measured it.
     """
 
     module: nn.Module
@@ -48,6 +50,7 @@ class Quantized:
     seconds: dict[str, float] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_float: list[str] = field(default_factory=list)
+    influence: list[float] | None = None
 
     def roles(self) -> dict[str, str]:
         """Return every layer's role by path; inferred ones end in ``?``."""
@@ -63,6 +66,7 @@ class Quantized:
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "layers": self.layers,
             "left_float": self.left_float,
+            "influence": self.influence,
         }
 
 
@@ -100,6 +104,8 @@ def run_recipe(
     began = time.monotonic()
     data = _trajectory(pipe, recipe, steps, run, each)
     result = Quantized(module, recipe, data.identity, source, seconds={"record": time.monotonic() - began})
+    if data.influence is not None:
+        result.influence = [float(f"{weight:.4g}") for weight in data.influence]
     result.left_float = _left_float(pipe, plan)
     for sentence in result.left_float:
         run.progress.say(f"note: {sentence}")
@@ -148,6 +154,9 @@ def _trajectory(
         return Trajectory.load(saved)
     how = recipe.calibration
     data = record(pipe, how.selection(), how.samples, steps, run.seed, how.batch, run.progress, each, **how.arguments)
+    if how.influence:
+        found = influence(pipe, how.influence, steps, run.seed, progress=run.progress, each=each, **how.arguments)
+        data = replace(data, influence=found)
     if saved is not None:
         data.save(saved)
         data = Trajectory.load(saved)

@@ -11,6 +11,7 @@ from torch import nn
 from halftone.artifact import sizes
 from halftone.artifact.schema import Description
 from halftone.artifact.structure import prepare
+from halftone.calibrate.influence import PROBES
 from halftone.foundation.build import plain
 from halftone.foundation.errors import CalibrationError, ConfigError
 from halftone.foundation.seeds import generator
@@ -230,7 +231,10 @@ def _efforts(recipe: Recipe, plan: Plan, cost: ModelCost, steps: int) -> dict[st
     trajectories = int(chosen.bincount().max())
     # The last call that is wanted is not computed; one sampling more counts the calls.
     recorded = cost.forward.over(trajectories, recipe.calibration.batch).times(int(chosen.max()))
-    found: dict[str, Effort | None] = {"record": Effort(recorded + cost.forward.times(steps))}
+    # Each probed call is followed by those after it, on average half of all.
+    probed = cost.forward.over(recipe.calibration.influence, recipe.calibration.influence or 1)
+    followed = probed.times(steps * (1 + min(steps, PROBES) / 2))
+    found: dict[str, Effort | None] = {"record": Effort(recorded + cost.forward.times(steps) + followed)}
     return {**found, **{name: method.effort(job) for name, method in recipe.methods().items()}}
 
 

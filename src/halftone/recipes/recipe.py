@@ -31,16 +31,20 @@ class Calibration:
         select: a strategy of ``calibrate/select`` by name, or a mapping with its ``name`` and fields.
         samples: denoiser inputs in all.
         batch: trajectories drawn at a time.
+        influence: images on which the influence of each call on the image is measured, by which methods that learn weigh their
+            errors; 0 weighs all calls alike.
         arguments: further arguments of the pipeline (``eta``, ``guidance_scale``).
     """
 
     select: str | dict[str, Any] = "uniform"
     samples: int = 1024
     batch: int = 32
+    influence: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "samples", "batch")
+        at_least(self, 0, "influence")
         self.selection()
 
     def selection(self) -> AbstractSelect:

@@ -1,5 +1,6 @@
 """Block reconstruction with AdaRound: learn for each weight whether it is rounded up or down."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -15,6 +16,7 @@ from halftone.foundation.bounds import at_least, between, positive
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job, learning, walking
 from halftone.methods.fit import LARGEST_RATE, UnitError, check_integral, optimise, unimproved
+from halftone.methods.output_error import DENOISER, OutputError
 from halftone.models.quant_model import QuantModel
 from halftone.nn import Scheme
 
@@ -76,6 +78,15 @@ class SoftRounding(nn.Module):
         return (1 - (2 * self.h() - 1).abs().pow(beta)).sum()
 
 
+@dataclass
+class _Judge:
+    """The denoiser's error, where it is asked for: at the start, and the least that units have reached."""
+
+    error: OutputError | None = None
+    start: float = math.inf
+    least: float = math.inf
+
+
 @dataclass(frozen=True)
 class AdaRound(AbstractMethod):
     """Block-wise reconstruction (BRECQ's, as Q-Diffusion uses it): every unit in execution order, all its weights together.
@@ -90,6 +101,8 @@ class AdaRound(AbstractMethod):
         inputs: ``quantized`` feeds a unit what the model quantized so far puts out (Q-Diffusion), ``float`` the float model's.
         start: ``float`` is AdaRound's own start; ``codes`` goes on from the decisions of the step before, such as GPTQ's, and
             needs a small part of the iterations.
+        judged_on: samples on which the whole denoiser's error must fall for a unit to keep what it learned, spread evenly over the
+            calibration; 0 asks for nothing beyond the unit's own error.
         walk_batch: samples a forward while walking.
         skip: globs of the roles whose layers keep the rounding they have.
 
@@ -98,7 +111,7 @@ class AdaRound(AbstractMethod):
     Deviations from the official code: units come in execution order; *all* rounding variables are regularised, also those of the
     second half of a split layer; the error is the mean square over all outputs divided by that of the rounding before, and the
     regulariser is the mean over the unit's weights, so that their balance depends neither on tensor layout nor on the size of
-    activations; a unit whose error did not fall keeps the rounding it had.
+    activations; a unit whose error, or the denoiser's, did not fall keeps the rounding it had.
     """
 
     paper: ClassVar[str] = "AdaRound arXiv:2004.10568; BRECQ arXiv:2102.05426; Q-Diffusion arXiv:2302.04304"
@@ -111,6 +124,7 @@ class AdaRound(AbstractMethod):
     beta: tuple[float, float] = (20.0, 2.0)
     inputs: Literal["quantized", "float"] = "quantized"
     start: Literal["float", "codes"] = "float"
+    judged_on: int = 0
     walk_batch: int = 32
     skip: tuple[str, ...] = ()
 
@@ -118,7 +132,7 @@ class AdaRound(AbstractMethod):
         at_least(self, 1, "iterations", "batch", "walk_batch")
         positive(self, "lr", high=LARGEST_RATE)
         positive(self, "beta")
-        at_least(self, 0, "regularization")
+        at_least(self, 0, "regularization", "judged_on")
         between(self, 0, 1, "warm_up")
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
@@ -127,33 +141,49 @@ class AdaRound(AbstractMethod):
         for path, scheme in schemes.items():
             check_integral(f"weight of {path}", scheme.weight.number_format)
         stream = QUANTIZED if self.inputs == "quantized" else FLOAT
+        judge = self._judge(model, data, run)
         walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
         layers: dict[str, dict] = {}
         with run.progress.task("reconstructing", len(walk), "blocks") as task:
             for unit in walk:
                 learned = {path: schemes[path] for path in unit.layers if path in schemes}
                 if learned:
-                    found = run.memo(unit.path, partial(self._reconstruct, model, unit, learned, stream, run))
+                    found = run.memo(unit.path, partial(self._reconstruct, model, unit, learned, stream, run, judge))
                     for path, scheme in learned.items():
                         layer = model.layer(path)
                         layer.hold(found[f"codes.{path}"], layer.weight_affine(), scheme)
-                    before, after = (float(v) for v in found["errors"])
+                    before, after, judge.least = (float(v) for v in found["errors"])
                     layers[unit.path] = {"error_before": before, "error": after}
                     task.advance(note=f"{unit.path}: error {after / max(before, 1e-30):.2f} of before")
                 else:
                     task.advance()
+        if judge.error:
+            layers[DENOISER] = {"error_before": judge.start, "error": judge.least}
         return StepReport(layers, unimproved(layers))
+
+    def _judge(self, model: QuantModel, data: Trajectory, run: Run) -> "_Judge":
+        if not self.judged_on:
+            return _Judge()
+        rows = torch.linspace(0, len(data) - 1, min(self.judged_on, len(data))).round().long()
+        error = OutputError(model, data, rows, self.walk_batch)
+
+        def start() -> dict[str, torch.Tensor]:
+            return {"error": torch.tensor(error.mean(self.walk_batch), dtype=torch.float64)}
+
+        found = float(run.memo("judge", start)["error"])
+        return _Judge(error, found, found)
 
     def effort(self, job: Job) -> Effort:
         found = walking(job, self.walk_batch, streams=2 if self.inputs == "quantized" else 1)
         for unit in job.cost.units:
             if job.planned(unit):
                 found = found.plus(job.unit(unit).over(2 * job.samples, self.walk_batch))  # its error before and after
+                found = found.plus(job.forward().over(min(self.judged_on, job.samples), self.walk_batch))
                 found = found.plus(*learning(job, unit, self.iterations, self.batch, _FUNCTIONS))
         return found
 
     def _reconstruct(
-        self, model: QuantModel, unit: Unit, schemes: dict[str, Scheme], stream: int, run: Run
+        self, model: QuantModel, unit: Unit, schemes: dict[str, Scheme], stream: int, run: Run, judge: "_Judge"
     ) -> dict[str, torch.Tensor]:
         roundings, start = {}, {}
         for path, scheme in schemes.items():
@@ -170,9 +200,13 @@ class AdaRound(AbstractMethod):
         for path, value in codes.items():
             model.layer(path).hold(value, model.layer(path).weight_affine(), schemes[path])
         after = error.mean(self.walk_batch)
-        if not after < before:
-            codes, after = start, before
-        return {**{f"codes.{p}": c for p, c in codes.items()}, "errors": torch.tensor([before, after])}
+        least = judge.least
+        if after < before and judge.error:
+            least = judge.error.mean(self.walk_batch)
+        if not after < before or (judge.error and not least < judge.least):
+            codes, after, least = start, before, judge.least
+        errors = torch.tensor([before, after, least], dtype=torch.float64)
+        return {**{f"codes.{p}": c for p, c in codes.items()}, "errors": errors}
 
     def _optimise(
         self, model: QuantModel, error: UnitError, roundings: dict[str, SoftRounding], scale: float, run: Run
