@@ -184,7 +184,9 @@ def _ablation(settings: Settings) -> Iterator[Row]:
     cells = list(itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS))
     # One ingredient removed at a time tells most; then two, then three.
     cells.sort(key=lambda cell: _removed(*cell[1:]))
-    named = [_without(settings, what) for what in ("learned-steps", "no-shrink", "no-operands", "no-bias")]
+    named = [
+        _without(settings, what) for what in ("no-network", "learned-steps", "no-shrink", "no-operands", "no-bias")
+    ]
     own = {"bits": "w4a8", "without": "float targets"}
     overrides = ("steps.gptq.targets=own",)
     named.append(
@@ -201,6 +203,17 @@ def _ablation(settings: Settings) -> Iterator[Row]:
             labels=own | {"without": "float targets, reconstruction"},
         )
     )
+    equal, unjudged = "calibration.influence=0", "steps.reconstruct.judged_on=0"
+    for name, what, changes in (
+        ("equal-calls", "influence", (equal,)),
+        ("unjudged", "judging", (unjudged,)),
+        ("equal-calls-unjudged", "influence, judging", (equal, unjudged)),
+    ):
+        labels = {"bits": "w4a8", "without": what}
+        row = _row(
+            settings, "ablation", f"w4a8-{name}", "quality", "q-diffusion-w4a8", overrides=changes, labels=labels
+        )
+        named.append(row)
     named += [_activations(settings, estimator) for estimator in ACTIVATIONS[1:]]
     for number, (bits, calibration, split, reconstruction) in enumerate(cells):
         if number == 2:

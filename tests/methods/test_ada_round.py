@@ -20,6 +20,7 @@ from halftone.formats.segments import along_weight
 from halftone.foundation.errors import MatchError
 from halftone.methods.contract import Run
 from halftone.methods.fit import UnitError
+from halftone.methods.output_error import DENOISER, OutputError
 from halftone.methods.reconstruct import ada_round
 from halftone.methods.reconstruct.ada_round import AdaRound, SoftRounding
 from halftone.methods.rounding.nearest import Nearest
@@ -191,6 +192,27 @@ def test_block_error_is_never_above_nearest_rounding(
                 assert int(step) <= 1
         if method is QUICK:
             assert better > 10
+
+
+def test_a_judged_unit_is_kept_only_where_the_denoisers_error_falls(
+    unet_model: Callable[..., QuantModel], noise: Trajectory, run: Run
+) -> None:
+    model = unet_model()
+    Nearest("min_max").apply(model, noise, run)
+    nearest = {path: model.layer(path).codes() for path in model.plan.quantized()}
+    error = OutputError(model, noise, torch.arange(8), 8)
+    before = error.mean(8)
+    report = replace(QUICK, judged_on=8).apply(model, noise, run)
+    facts = report.layers.pop(DENOISER)
+    assert facts["error_before"] == pytest.approx(before, rel=1e-6)
+    assert facts["error"] == pytest.approx(error.mean(8), rel=1e-6)
+    assert facts["error"] < before
+    kept = {unit for unit, found in report.layers.items() if found["error"] < found["error_before"]}
+    # Some units lower their own error and not the denoiser's: those have their old rounding.
+    assert 0 < len(kept) < len(report.layers)
+    for unit in set(report.layers) - kept:
+        for path in model.layers_in(unit):
+            assert torch.equal(model.layer(path).codes(), nearest[path])
 
 
 def test_skipped_roles_keep_the_rounding_they_had(

@@ -103,7 +103,12 @@ def test_a_recipe_runs_and_every_planned_layer_holds_codes(
 
 def test_an_ablation_leaves_one_thing_out() -> None:
     full = load("q-diffusion-w4a8")
-    parts = {"no-split": {"split"}, "no-reconstruction": {"gptq", "reconstruct"}, "no-bias": {"bias"}}
+    parts = {
+        "no-split": {"split"},
+        "no-reconstruction": {"gptq", "reconstruct"},
+        "no-bias": {"bias"},
+        "no-network": {"network"},
+    }
     for name, gone in parts.items():
         steps = load(f"q-diffusion-w4a8-{name}").steps
         assert steps == {key: value for key, value in full.steps.items() if key not in gone}
@@ -117,7 +122,7 @@ def test_an_ablation_leaves_one_thing_out() -> None:
         (rule.weight, rule.input) for rule in full.policy
     ]
     learned = load("q-diffusion-w4a8-learned-steps").steps
-    assert list(learned) == [*(key for key in full.steps if key != "bias"), "learn_steps", "bias"]
+    assert list(learned) == [*(key for key in full.steps if key not in ("bias", "network")), "learn_steps", "bias"]
     timesteps = load("q-diffusion-w4a8-no-timesteps")
     assert timesteps.steps == full.steps
     assert timesteps.calibration.select != full.calibration.select

@@ -14,6 +14,7 @@ from halftone.foundation.errors import ConfigError
 from halftone.methods import contract
 from halftone.methods.contract import Run
 from halftone.methods.fit import UnitError
+from halftone.methods.output_error import OutputError
 from halftone.methods.ranges.static import Static
 from halftone.methods.reconstruct.ada_round import AdaRound
 from halftone.methods.reconstruct.learned_steps import LearnedSteps
@@ -30,7 +31,9 @@ class Killed(BaseException):
 def recipe(shrunk: Callable[..., list[str]], *changes: str) -> Recipe:
     name = "q-diffusion-w4a8-learned-steps"
     quick = ("steps.weights.range=min_max", "steps.activations.range=min_max")
-    return load(name, "demo", [*shrunk(load(name, "demo"), 3), *quick, *changes])
+    # Everything that can be interrupted, in one recipe.
+    network = "steps.network={method: reconstruct/network, iterations: 3, batch: 4, walk_batch: 8}"
+    return load(name, "demo", [*shrunk(load(name, "demo"), 3), *quick, network, *changes])
 
 
 def state_after(pipe: DDIMPipeline, recipe: Recipe, run: Run, resume: bool = False) -> dict[str, torch.Tensor]:
@@ -63,6 +66,8 @@ MOMENTS = {
     "while a memo is written": (contract, "save_file", 60, True),
     "while ranges are fitted": (Static, "apply", 1, True),
     "in the optimizer of steps": (UnitError, "loss", 84, True),
+    "in the optimizer of the whole": (OutputError, "loss", 2, True),
+    "while a unit is judged": (OutputError, "mean", 4, False),
 }
 
 

@@ -157,9 +157,10 @@ class AdaRound(AbstractMethod):
                     task.advance(note=f"{unit.path}: error {after / max(before, 1e-30):.2f} of before")
                 else:
                     task.advance()
+        notes = unimproved(layers)
         if judge.error:
             layers[DENOISER] = {"error_before": judge.start, "error": judge.least}
-        return StepReport(layers, unimproved(layers))
+        return StepReport(layers, notes)
 
     def _judge(self, model: QuantModel, data: Trajectory, run: Run) -> "_Judge":
         if not self.judged_on:
