@@ -10,7 +10,7 @@ import yaml
 
 from halftone.calibrate.select_contract import AbstractSelect
 from halftone.foundation.bounds import at_least
-from halftone.foundation.build import assigned, build, override
+from halftone.foundation.build import UNSAID_BY_DEFAULT, assigned, build, override
 from halftone.foundation.errors import ConfigError, suggest
 from halftone.foundation.registry import make
 from halftone.methods.contract import AbstractMethod
@@ -39,7 +39,7 @@ class Calibration:
     select: str | dict[str, Any] = "uniform"
     samples: int = 1024
     batch: int = 32
-    influence: int = 0
+    influence: int = field(default=0, metadata=UNSAID_BY_DEFAULT)
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
