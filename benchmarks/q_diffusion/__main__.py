@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.q_diffusion.settings import CACHE, DOCS, MODEL, README, RESULTS, SECTIONS, Settings
+from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.errors import HalftoneError
 
 
@@ -67,6 +68,7 @@ def _settings(chosen: argparse.Namespace) -> Settings:
 def main(arguments: list[str] | None = None) -> int:
     """Return 0; 1 where a row failed, 2 for a wrong request, 130 when interrupted."""
     chosen = _parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         if chosen.command == "render":
             from benchmarks.q_diffusion.render import render

@@ -17,7 +17,10 @@ def test_report_is_json_and_names_every_engine() -> None:
 
 def test_what_cards_tell_of_the_machine_is_json() -> None:
     facts = json.loads(json.dumps(machine()))
-    assert list(facts) == ["processor", "threads", "capability", "torch", "cuda"] and facts["threads"] > 0
+    assert (
+        list(facts) == ["processor", "threads", "capability", "torch", "cuda", "keeps_freed_memory"]
+        and facts["threads"] > 0
+    )
 
 
 def test_an_engine_that_lacks_its_operators(monkeypatch: pytest.MonkeyPatch) -> None:

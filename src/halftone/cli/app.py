@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from halftone.cli import bench, doctor, evaluate, generate, inspect, quantize, recipes, report, zoo
+from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.errors import CalibrationError, HalftoneError
 
 _WRONG_REQUEST, _NOT_MET, _INTERRUPTED = 2, 3, 130
@@ -106,6 +107,7 @@ def _has_checkpoints(line: Sequence[str]) -> bool:
 
 def main() -> int:
     """Entry point of the ``halftone`` command."""
+    keep_freed_memory()
     # A parent that ignores interrupts (a script's background job) must not make a long run unstoppable by them.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from halftone.formats import Affine, parse
+from halftone.foundation.allocator import keeps_freed_memory
 from halftone.foundation.errors import KernelError
 from halftone.kernels.contract import Operands, Operation
 from halftone.kernels.select import AUTO, check_engine, engines, library
@@ -29,6 +30,7 @@ def machine() -> dict[str, Any]:
         "capability": _capability(),
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "keeps_freed_memory": keeps_freed_memory(),
     }
 
 
