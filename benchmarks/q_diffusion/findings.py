@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.q_diffusion.budgets import at_budgets, linear, reference
 from benchmarks.q_diffusion.plan import BUDGETED
-from benchmarks.q_diffusion.results import Result, Section, change, comparable, pick, removed
+from benchmarks.q_diffusion.results import Result, Section, change, comparable, gain, pick, removed
 from benchmarks.q_diffusion.seeds import Spread, of_linear_removed, over_float, spoken
 
 SHOWS, NOT, OPEN = "shows", "does not show", "is not decided"
@@ -40,7 +40,9 @@ def effect(what: str, a: Result, b: Result) -> tuple[str, float, float]:
     found = change(a, b)
     count = min(len(a.errors), len(b.errors))
     bounds = f"95 % interval {percent(found.low)} to {percent(found.high)}, {count} pairs"
-    return f"{what} changes the paired error by {percent(found.value)} ({bounds})", found.low, found.high
+    each = gain(a, b)
+    images = f"the mean image's PSNR by {each.value:+.2f} dB ({each.low:+.2f} to {each.high:+.2f})"
+    return f"{what} changes the paired error by {percent(found.value)} ({bounds}), {images}", found.low, found.high
 
 
 def _matters(low: float, high: float) -> str:
@@ -139,10 +141,10 @@ def ablation(rows: Section) -> list[Finding]:
     found: list[Finding] = []
     for bits, words in (("w4a32", "for weights alone"), ("w4a8", "with 8-bit activations")):
         whole = cell(bits)
-        for calibration in ("first-tenth", "one-step"):
-            claim = f"{words}, calibrating over all timesteps matters ({bits}, {calibration})."
-            what = f"calibrating on {calibration} only"
-            found += _claim(claim, what, cell(bits, calibration=calibration), whole, _matters)
+        claim = f"{words}, calibrating over all timesteps matters ({bits})."
+        found += _claim(
+            claim, "calibrating on the first tenth only", cell(bits, calibration="first-tenth"), whole, _matters
+        )
         if bits == "w4a32":
             found += _claim(
                 f"{words}, splitting the shortcuts matters little.",

@@ -25,7 +25,7 @@ from halftone.models.roles import architecture
 from halftone.nn.layers import quantized_layers
 
 # Two rows are compared by the differences of their samples' errors, so some of them are kept: four digits each.
-KEPT_SAMPLES = 512
+KEPT_SAMPLES = 2000
 _TRAIL_SAMPLES = 256
 _AGREEMENT_SAMPLES = 8
 # Two engines differ by float rounding, which now and then moves a code by one; over a whole sampling that piles up. What

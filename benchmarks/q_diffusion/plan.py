@@ -108,7 +108,6 @@ def _budgets(settings: Settings) -> Iterator[Row]:
 def _edges(settings: Settings) -> Iterator[Row]:
     """The first and the last layer with the bits of all others, beside the recipes' wide ones (decision 0011)."""
     narrow = {
-        "w8a8": ("policy.1.input={format: uint8}",),
         "w4a8": (
             "policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",
             "policy.1.input={format: uint8}",
@@ -116,7 +115,7 @@ def _edges(settings: Settings) -> Iterator[Row]:
         "w4a32": ("policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",),
     }
     yield _row(settings, "edges", "float", "float", labels={"method": "float"})
-    for bits, method in itertools.product(narrow, reversed(METHODS)):
+    for bits, method in itertools.product(narrow, ("rtn", "q-diffusion")):
         for edges, overrides in (("narrow", narrow[bits]), ("wide", ())):
             labels = {"method": method, "bits": bits, "edges": edges}
             name, recipe = f"{method}-{bits}-{edges}", f"{method}-{bits}"
@@ -124,17 +123,16 @@ def _edges(settings: Settings) -> Iterator[Row]:
 
 
 def _bias(settings: Settings) -> Iterator[Row]:
-    """Every method with and without bias correction, which is in its recipe or, for the paper's baseline, is not."""
-    step = "steps.bias={method: corrections/bias}"
+    """Rounding with and without bias correction, which is in GPTQ's recipe and, for the paper's baseline, is not."""
+    changes = {
+        ("rtn", "corrected"): ("steps.bias={method: corrections/bias}",),
+        ("gptq", "none"): ("steps.bias={method: corrections/bias, skip: ['*']}",),
+    }
     yield _row(settings, "bias", "float", "float", labels={"method": "float"})
-    for bits, method, bias in itertools.product(("w4a8", "w8a8"), reversed(METHODS), ("none", "corrected")):
-        name, recipe, overrides = f"{method}-{bits}-{bias}", f"{method}-{bits}", ()
-        if method == "rtn" and bias == "corrected":
-            overrides = (step,)
-        elif method != "rtn" and bias == "none":
-            overrides = ("steps.bias={method: corrections/bias, skip: ['*']}",)
+    for bits, method, bias in itertools.product(("w4a8", "w8a8"), ("rtn", "gptq"), ("none", "corrected")):
         labels = {"method": method, "bits": bits, "bias": bias}
-        yield _row(settings, "bias", name, "quality", recipe, overrides=overrides, labels=labels)
+        name, overrides = f"{method}-{bits}-{bias}", changes.get((method, bias), ())
+        yield _row(settings, "bias", name, "quality", f"{method}-{bits}", overrides=overrides, labels=labels)
 
 
 def _trajectory(settings: Settings) -> Iterator[Row]:
@@ -163,67 +161,67 @@ def _timesteps(settings: Settings) -> Iterator[Row]:
     }
     for bits in ("w4a8", "w4a32"):
         for select, overrides in selections.items():
+            if bits == "w4a32" and select not in ("uniform", "first-half", "last-half"):
+                continue  # whether weights alone need the whole trajectory takes no more than these
             labels = {"bits": bits, "select": select, "samples": "budget"}
             name, recipe = f"{bits}-{select}", f"q-diffusion-{bits}"
             yield _row(settings, "timesteps", name, "quality", recipe, overrides=overrides, labels=labels)
-        for count in (64, 256, 1024):
-            labels = {"bits": bits, "select": "uniform", "samples": str(count)}
-            name, recipe = f"{bits}-uniform-{count}", f"q-diffusion-{bits}"
-            overrides = (f"calibration.samples={count}",)
-            yield _row(settings, "timesteps", name, "quality", recipe, overrides=overrides, labels=labels)
+    for count in (64, 256, 1024):
+        labels = {"bits": "w4a8", "select": "uniform", "samples": str(count)}
+        overrides = (f"calibration.samples={count}",)
+        name = f"w4a8-uniform-{count}"
+        yield _row(settings, "timesteps", name, "quality", "q-diffusion-w4a8", overrides=overrides, labels=labels)
 
 
-CALIBRATIONS = ("uniform", "first-tenth", "one-step")
-SPLITS = ("auto", "none", "all")
-RECONSTRUCTIONS = ("ada_round", "gptq", "nearest")
+CALIBRATIONS = ("uniform", "first-tenth")
+SPLITS = ("auto", "none")
+RECONSTRUCTIONS = ("ada_round", "nearest")
 ACTIVATIONS = ("min_max", "shrink", "moving_average")  # the recipe's own first
+WHOLE = "nothing"  # what the whole method is without
+
+# What the whole method is measured without: recipes of the library, then overrides.
+_REMOVED = {
+    "network": "no-network",
+    "block reconstruction and GPTQ": "no-reconstruction",
+    "GPTQ": "no-gptq",
+    "split": "no-split",
+    "all but the first timesteps": "no-timesteps",
+    "shrink search": "no-shrink",
+    "quantized operands": "no-operands",
+    "bias correction": "no-bias",
+    "network, but with learned steps": "learned-steps",
+}
+_EQUAL, _UNJUDGED = "calibration.influence=0", "steps.reconstruct.judged_on=0"
+_CHANGED = {
+    # A second GPTQ finds what the first one found.
+    "block reconstruction": ("steps.reconstruct={method: rounding/gptq}",),
+    "influence": (_EQUAL,),
+    "judging": (_UNJUDGED,),
+    "influence, judging": (_EQUAL, _UNJUDGED),
+    "float targets": ("steps.gptq.targets=own",),
+}
 
 
 def _ablation(settings: Settings) -> Iterator[Row]:
+    """The whole method without one part each, and the published method's own three factors crossed."""
     yield _row(settings, "ablation", "float", "float", labels={"bits": "float"})
-    cells = list(itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS))
-    # One ingredient removed at a time tells most; then two, then three.
-    cells.sort(key=lambda cell: _removed(*cell[1:]))
-    named = [
-        _without(settings, what) for what in ("no-network", "learned-steps", "no-shrink", "no-operands", "no-bias")
-    ]
-    own = {"bits": "w4a8", "without": "float targets"}
-    overrides = ("steps.gptq.targets=own",)
-    named.append(
-        _row(settings, "ablation", "w4a8-own-targets", "quality", "q-diffusion-w4a8", overrides=overrides, labels=own)
-    )
-    named.append(
-        _row(
-            settings,
-            "ablation",
-            "gptq-w4a8-own-targets",
-            "quality",
-            "gptq-w4a8",
-            overrides=overrides,
-            labels=own | {"without": "float targets, reconstruction"},
-        )
-    )
-    equal, unjudged = "calibration.influence=0", "steps.reconstruct.judged_on=0"
-    for name, what, changes in (
-        ("equal-calls", "influence", (equal,)),
-        ("unjudged", "judging", (unjudged,)),
-        ("equal-calls-unjudged", "influence, judging", (equal, unjudged)),
-    ):
-        labels = {"bits": "w4a8", "without": what}
-        row = _row(
-            settings, "ablation", f"w4a8-{name}", "quality", "q-diffusion-w4a8", overrides=changes, labels=labels
-        )
-        named.append(row)
-    named += [_activations(settings, estimator) for estimator in ACTIVATIONS[1:]]
-    for number, (bits, calibration, split, reconstruction) in enumerate(cells):
-        if number == 2:
-            yield from named
+    yield _without(settings, WHOLE, "q-diffusion-w4a8")
+    for what, name in _REMOVED.items():
+        yield _without(settings, what, f"q-diffusion-w4a8-{name}")
+    for what, overrides in _CHANGED.items():
+        yield _without(settings, what, "q-diffusion-w4a8", overrides)
+    yield _without(settings, "float targets, in GPTQ alone", "gptq-w4a8", _CHANGED["float targets"])
+    yield from (_activations(settings, estimator) for estimator in ACTIVATIONS[1:])
+    for bits, *factors in itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS):
+        calibration, split, reconstruction = factors
         if not reads_calibration(bits, split, reconstruction) and calibration != CALIBRATIONS[0]:
             continue
-        recipe, overrides = _cell(settings, bits, calibration, split, reconstruction)
         labels = {"bits": bits, "calibration": calibration, "split": split, "reconstruction": reconstruction}
-        name = "-".join(labels.values())
-        yield _row(settings, "ablation", name, "quality", recipe, overrides=overrides, labels=labels)
+        overrides = _cell(calibration, split, reconstruction)
+        recipe = f"q-diffusion-{bits}-no-network"
+        yield _row(
+            settings, "ablation", "-".join(labels.values()), "quality", recipe, overrides=overrides, labels=labels
+        )
 
 
 def reads_calibration(bits: str, split: str, reconstruction: str) -> bool:
@@ -231,14 +229,10 @@ def reads_calibration(bits: str, split: str, reconstruction: str) -> bool:
     return bits != "w4a32" or split == "auto" or reconstruction != "nearest"
 
 
-def _removed(calibration: str, split: str, reconstruction: str) -> int:
-    full = (CALIBRATIONS[0], SPLITS[0], RECONSTRUCTIONS[0])
-    return sum(a != b for a, b in zip((calibration, split, reconstruction), full, strict=True))
-
-
-def _without(settings: Settings, what: str) -> Row:
-    labels = {"bits": "w4a8", "without": what.removeprefix("no-")}
-    return _row(settings, "ablation", f"w4a8-{what}", "quality", f"q-diffusion-w4a8-{what}", labels=labels)
+def _without(settings: Settings, what: str, recipe: str, overrides: tuple[str, ...] = ()) -> Row:
+    name = f"w4a8-without-{what.replace(',', '').replace(' ', '-').lower()}"
+    labels = {"bits": "w4a8", "without": what}
+    return _row(settings, "ablation", name, "quality", recipe, overrides=overrides, labels=labels)
 
 
 def _activations(settings: Settings, estimator: str) -> Row:
@@ -248,29 +242,16 @@ def _activations(settings: Settings, estimator: str) -> Row:
     return _row(settings, "ablation", name, "quality", "q-diffusion-w4a8", overrides=overrides, labels=labels)
 
 
-def _cell(
-    settings: Settings, bits: str, calibration: str, split: str, reconstruction: str
-) -> tuple[str, tuple[str, ...]]:
-    """Return the recipe and the overrides of one cell; a named recipe where there is one."""
-    named = {
-        (CALIBRATIONS[0], "none", RECONSTRUCTIONS[0]): "no-split",
-        ("first-tenth", SPLITS[0], RECONSTRUCTIONS[0]): "no-timesteps",
-        (CALIBRATIONS[0], SPLITS[0], "nearest"): "no-reconstruction",
-    }
-    known = named.get((calibration, split, reconstruction))
-    if bits == "w4a8" and known:
-        return f"q-diffusion-w4a8-{known}", ()
-    recipe, overrides = f"q-diffusion-{bits}", [] if split == "auto" else [f"steps.split.select={split}"]
-    share = {"first-tenth": 0.1, "one-step": round(1 / settings.steps, 6)}.get(calibration)
-    if share is not None:
-        which = "first" if calibration == "first-tenth" else "middle"
-        overrides.append(f"calibration.select={{name: part, which: {which}, share: {share}}}")
-    if reconstruction == "gptq":
-        overrides.append("steps.reconstruct={method: rounding/gptq}")
-    elif reconstruction == "nearest":
-        # A second rounding to nearest with the same range changes nothing: the step is there, and empty.
-        overrides.append("steps.reconstruct={method: rounding/nearest, range: shrink}")
-    return recipe, tuple(overrides)
+def _cell(calibration: str, split: str, reconstruction: str) -> tuple[str, ...]:
+    """Return the overrides of one cell."""
+    overrides = [] if split == "auto" else [f"steps.split.select={split}"]
+    if calibration != CALIBRATIONS[0]:
+        overrides.append("calibration.select={name: part, which: first, share: 0.1}")
+    if reconstruction == "nearest":
+        # Rounding to nearest again with the same range changes nothing: both steps are there, and empty.
+        nearest = "{method: rounding/nearest, range: shrink}"
+        overrides += [f"steps.gptq={nearest}", f"steps.reconstruct={nearest}"]
+    return tuple(overrides)
 
 
 def _ranges(settings: Settings) -> Iterator[Row]:

@@ -126,8 +126,7 @@ def _timesteps_data(section: Section) -> dict[str, Any]:
 def _ablation_data(section: Section) -> dict[str, Any]:
     """The full method, and with one ingredient changed."""
     full = {"calibration": CALIBRATIONS[0], "split": "auto", "reconstruction": "ada_round"}
-    changes = [{}, {"calibration": "first-tenth"}, {"calibration": "one-step"}, {"split": "none"}, {"split": "all"}]
-    changes += [{"reconstruction": "gptq"}, {"reconstruction": "nearest"}]
+    changes = [{}, {"calibration": "first-tenth"}, {"split": "none"}, {"reconstruction": "nearest"}]
     found: dict[str, Any] = {}
     for bits in ("w4a32", "w4a8"):
         for changed in changes:

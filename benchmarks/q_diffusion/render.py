@@ -195,7 +195,7 @@ def _edges(section: Section, drawn: set[str]) -> list[str]:
 def _bias(section: Section, drawn: set[str]) -> list[str]:
     words = (
         "The recipes of GPTQ and Q-Diffusion end with a bias correction (decision 0013), the paper's baseline does not. "
-        "Here each method has it and lacks it."
+        "Here linear and GPTQ have it and lack it; for Q-Diffusion see the ablation."
     )
     return _variants("Bias correction", words, section, {"bias": "biases"})
 

@@ -100,6 +100,16 @@ def removed(a: Result, b: Result) -> Interval:
     return _ratio(a.errors[:count], b.errors[:count], lambda ratio: 1 - ratio)
 
 
+def gain(a: Result, b: Result) -> Interval:
+    """Return by how many dB the images of ``a`` are closer to the float model's than those of ``b``, the mean over pairs.
+
+    Every image counts the same here, while a few that went astray may decide the pooled error.
+    """
+    count = min(len(a.errors), len(b.errors))
+    closer = 10 * np.log10(np.maximum(b.errors[:count], 1e-12) / np.maximum(a.errors[:count], 1e-12))
+    return paired.interval(closer, seed=0)
+
+
 def _ratio(a: np.ndarray, b: np.ndarray, function: Callable[[float], float], draws: int = 2000) -> Interval:
     random, ratios = np.random.default_rng(0), []
     for _ in range(draws):

@@ -12,6 +12,7 @@ from benchmarks.q_diffusion.plan import (
     METHODS,
     RECONSTRUCTIONS,
     SPLITS,
+    WHOLE,
     reads_calibration,
 )
 from benchmarks.q_diffusion.results import Result, Section, comparable, pick, removed
@@ -223,12 +224,12 @@ def ablation(section: Section) -> list[str]:
                 if any(cell != "-" for cell in cells):
                     body.append([f"{reconstruction}, split {split}", *cells])
         if body:
-            lines += [f"{bits.upper()}, PSNR in dB by calibration:", "", *table(["", *CALIBRATIONS], body)]
+            words = "without the step over the whole network, PSNR in dB by calibration"
+            lines += [f"{bits.upper()}, {words}:", "", *table(["", *CALIBRATIONS], body)]
     others = {name: row for name, row in section.items() if "without" in row.labels}
-    whole = pick(section, bits="w4a8", calibration="uniform", split="auto", reconstruction="ada_round")
+    whole = pick(section, without=WHOLE)
     if others:
-        listed = {**others, **({whole.name: whole} if whole else {})}
-        lines += ["W4A8 without further ingredients:", "", *quality(listed, {"without": "without"})]
+        lines += ["The whole method at W4A8, and without one part each:", "", *quality(others, {"without": "without"})]
     ranges = {name: row for name, row in section.items() if "activations" in row.labels}
     if ranges:
         if whole:

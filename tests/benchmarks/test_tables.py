@@ -40,7 +40,7 @@ def test_the_estimators_of_activation_ranges_stand_beside_the_recipes_own() -> N
     every = rows(Settings(sections=("ablation",)))
     planned = [row for row in every if "activations" in row.labels]
     assert [recipe_of(row).steps["activations"]["range"] for row in planned] == list(ACTIVATIONS[1:])
-    (own,) = [row for row in every if row.name == "w4a8-uniform-auto-ada_round"]
+    (own,) = [row for row in every if row.name == "w4a8-without-nothing"]
     assert recipe_of(own).steps["activations"]["range"] == ACTIVATIONS[0]
     section = {row.name: _quality(row.name, 20.0 + at, row.labels) for at, row in enumerate([own, *planned])}
     lines = ablation(section)
