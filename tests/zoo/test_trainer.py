@@ -4,12 +4,14 @@ import signal
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from halftone.foundation.errors import ArtifactError, ConfigError
+from halftone.zoo import trainer
 from halftone.zoo.denoiser_training import Training
 from halftone.zoo.trainer import Schedule, fit
 from halftone.zoo.watch import Watch
@@ -50,6 +52,29 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
     assert not list(tmp_path.glob("*.partial")) and not parts.training
+
+
+def test_a_pause_is_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped for two hours in the middle of a step has not spent two hours."""
+    now, step = 0.0, 0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.5
+        return now
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=clock))
+    network = model()
+    plain = loss_of(network)
+
+    def loss(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal now, step
+        step += 1
+        now += 7200.0 if step == 4 else 0.0
+        return plain(generator)
+
+    facts = fit(network, loss, Schedule(steps=8, warmup=3, batch=16), tmp_path / "c.pt", say=silent)
+    assert facts["seconds"] == 8 * 0.5
 
 
 def silent(line: str) -> None:

@@ -18,6 +18,7 @@ from halftone.zoo.watch import Point, Watch, distances
 # Draws a batch with the generator and returns (the scalar to minimise, the scalar to show).
 Loss = Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
+_PAUSE = 60.0  # seconds: no step takes this long and twenty times the usual one
 _REPORT = 100  # steps between two lines
 # Settings that a resumed training may change: how long it is, and how often it is saved.
 _FREE = {"minutes", "checkpoint_minutes"}
@@ -130,11 +131,16 @@ class _Run:
                 # Integer buffers (positions, counters) are not averaged.
                 average = self.average[name]
                 average.lerp_(value, 1 - keep) if value.is_floating_point() else average.copy_(value)
-        self.step += 1
         number = shown.item()
-        self.elapsed += time.monotonic() - began
+        self.elapsed += self._worked(time.monotonic() - began)
+        self.step += 1
         self.whole = True
         return number
+
+    def _worked(self, seconds: float) -> float:
+        """Return what of a step's time was work: a process that is stopped, or a machine that sleeps, spends nothing."""
+        usual = self.elapsed / self.step if self.step else seconds
+        return usual if seconds > max(_PAUSE, 20 * usual) else seconds
 
     def point(self, loss: float) -> Point:
         """Return where the training is."""
