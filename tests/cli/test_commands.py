@@ -38,6 +38,7 @@ def test_quantize_writes_a_folder_that_diffusers_loads(halftone: Halftone, model
     assert pipe.unet.conv_in.scheme.weight.format == "uint8"
     assert pipe.unet.mid_block.resnets[0].conv1.scheme.weight.format == "uint4"
     report = json.loads((tmp_path / "out/halftone/quantize.json").read_text())
+    assert "library_name: diffusers" in (tmp_path / "out/README.md").read_text()
     assert report == done.json["report"] and report["recipe"]["name"] == "rtn-w4a8" and report["budget"] == "fast"
     assert not (tmp_path / "out.work").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 

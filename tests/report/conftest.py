@@ -29,7 +29,13 @@ def records() -> dict[str, Any]:
     return {
         "quantize": {
             "recipe": {"name": "toy-w4a8", "title": "A toy recipe", "steps": {"reconstruct": {"method": "toy"}}},
-            "trajectory": {"scheduler": "DDIMScheduler", "steps": 2, "select": {"name": "uniform"}},
+            "trajectory": {
+                "scheduler": "DDIMScheduler",
+                "steps": 2,
+                "samples": 4,
+                "seed": 0,
+                "select": {"name": "uniform"},
+            },
             "steps": steps,
             "seconds": {"reconstruct": 75.0},
             "layers": layers,
@@ -62,7 +68,9 @@ def records() -> dict[str, Any]:
 def _evaluation() -> dict[str, Any]:
     estimate = {"value": 20.0, "low": 19.0, "high": 21.0, "confidence": 0.95}
     return {
-        "protocol": {"scheduler": "DDIMScheduler", "samples": 3, "seed": 0},
+        "protocol": {"scheduler": "DDIMScheduler", "samples": 3, "steps": 2, "seed": 0},
+        "engine": "torch",
+        "against": "toy",
         "distribution": {
             "name": "FD(toy)",
             "value": 12.5,

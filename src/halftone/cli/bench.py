@@ -52,6 +52,7 @@ def command(
         from halftone.cli.models import doubts, is_quantized, label, local_artifact, open_model, resolve, use_engine
         from halftone.evaluate.bench import Subject, bench
         from halftone.foundation.files import write_atomically
+        from halftone.report.card import write_card
 
         pipe = open_model(model, device=device)
         if is_quantized(pipe):
@@ -74,6 +75,7 @@ def command(
         folder = local_artifact(model, pipe) if keep else None
         if folder:
             write_atomically(folder / RECORD, dumps(record, indent=1) + "\n")
+            write_card(folder)
     emit(record, json, lambda: _human(model, against, record))
 
 

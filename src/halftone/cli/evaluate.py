@@ -182,6 +182,7 @@ def _keep(
     from halftone.cli.models import conditions, is_quantized
     from halftone.evaluate.ranges import ranges_over_time
     from halftone.foundation.files import write_atomically
+    from halftone.report.card import write_card
 
     if paired is not None:
         pixels = {
@@ -196,6 +197,7 @@ def _keep(
         ranges = ranges_over_time(other, **few, each=conditions(other, few["count"], texts), progress=progress)
         write_atomically(folder / RANGES, dumps(ranges.plain()) + "\n")
     write_atomically(folder / RECORD, dumps(record, indent=1) + "\n")
+    write_card(folder)
 
 
 def _human(model: str, against: str | None, found: "Evaluation", results: list[dict[str, Any]]) -> str:

@@ -117,6 +117,7 @@ def _quantize(
     from halftone.artifact import save_pipeline
     from halftone.cli.models import conditions, label, open_model
     from halftone.foundation.files import write_atomically
+    from halftone.report.card import write_card
 
     pipe = open_model(model, device=device)
     each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts)
@@ -130,6 +131,7 @@ def _quantize(
     for stale in output.resolve().parent.glob(f".{output.resolve().name}.partial-*") if how["resume"] else []:
         shutil.rmtree(stale, ignore_errors=True)
     save_pipeline(result.pipe, output, overwrite, {REPORT: kept, TIMES: dumps(times, indent=1) + "\n"})
+    write_card(output)
     return _facts(result.pipe, output, report, times)
 
 
@@ -143,7 +145,9 @@ def _finished(output: Path, work: Path) -> dict[str, Any] | None:
     if loads((work / _FINISHED).read_text())["report"] != _digest(text):
         return None
     from halftone.cli.models import open_model
+    from halftone.report.card import write_card
 
+    write_card(output)
     return _facts(open_model(str(output)), output, loads(text), loads((output / TIMES).read_text()))
 
 
