@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import halftone
+from benchmarks.q_diffusion.haze import hazeless
 from benchmarks.q_diffusion.pipelines import Workshop
 from benchmarks.q_diffusion.plan import TIMED, Row
 from halftone.artifact import load_pipeline, sizes
@@ -53,7 +54,8 @@ def measure(row: Row, workshop: Workshop) -> dict[str, Any]:
 def _float(row: Row, workshop: Workshop) -> dict[str, Any]:
     samples = workshop.float_samples(row.samples, row.sampler)
     size = disk_bytes(workshop.folder / workshop.part)
-    return {"evaluation": judge(samples).plain(), "disk_bytes": size, "engine": "float32"}
+    metrics = {"evaluation": judge(samples).plain(), "hazeless": hazeless(samples.images)}
+    return {**metrics, "disk_bytes": size, "engine": "float32"}
 
 
 def _quality(row: Row, workshop: Workshop) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def _quality(row: Row, workshop: Workshop) -> dict[str, Any]:
     folder = workshop.artifact_of(row) / "model" / workshop.part
     return {
         "evaluation": judge(drawn, against).plain(),
+        "hazeless": hazeless(drawn.images),
         "image_mse": _kept(drawn, against),
         "engine": engine,
         "kernels": dict(Counter(layer.choice().name for _, layer in quantized_layers(module))),

@@ -46,6 +46,7 @@ def rows(settings: Settings) -> list[Row]:
     """Return the rows of the sections asked for, in order."""
     makers = {
         "headline": _headline,
+        "haze": _haze,
         "budgets": _budgets,
         "edges": _edges,
         "bias": _bias,
@@ -82,6 +83,14 @@ def _headline(settings: Settings) -> Iterator[Row]:
         if seed == settings.seeds[0]:
             # Once the models are there: before the further seeds, which take longest.
             yield _row(settings, "headline", "latency", "latency")
+
+
+def _haze(settings: Settings) -> Iterator[Row]:
+    """The headline's models at two widths: what of their distance is in pixels that are all but black."""
+    yield _row(settings, "haze", "float", "float", labels={"method": "float"})
+    for bits, method in itertools.product(("w4a8", "w8a8"), reversed(METHODS)):
+        labels, recipe = {"method": method, "bits": bits}, f"{method}-{bits}"
+        yield _row(settings, "haze", recipe, "quality", recipe, labels=labels)
 
 
 BUDGETED = ("w4a8", "w4a32")

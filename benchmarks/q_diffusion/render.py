@@ -8,6 +8,7 @@ from benchmarks.q_diffusion import findings, seeds, tables
 from benchmarks.q_diffusion.budgets import budgets_table, resumed
 from benchmarks.q_diffusion.details import ranges_table, trajectory_table
 from benchmarks.q_diffusion.findings import Finding
+from benchmarks.q_diffusion.haze import LEVELS
 from benchmarks.q_diffusion.plots import pictures
 from benchmarks.q_diffusion.recipes_of_rows import edges_sentence, stale
 from benchmarks.q_diffusion.results import Result, Section, comparable, pick, read, removed
@@ -72,6 +73,7 @@ def page(sections: dict[str, Section], drawn: set[str]) -> str:
     ]
     writers: dict[str, Callable[[Section, set[str]], list[str]]] = {
         "headline": _headline,
+        "haze": _haze,
         "edges": _edges,
         "bias": _bias,
         "ablation": _ablation,
@@ -182,6 +184,16 @@ def _budgets(sections: dict[str, Section]) -> list[str]:
 def _sample_counts(section: Section) -> str:
     floats = [row for name in ("float", "float-few") if (row := section.get(name)) is not None]
     return ", ".join(f"`{row.name}`: {row.protocol['samples']}" for row in floats)
+
+
+def _haze(section: Section, drawn: set[str]) -> list[str]:
+    words = (
+        f"Half of the real pictures' pixels are exactly black. The models leave a haze there, of a few grey levels, to which "
+        f"the features answer strongly. *Without haze*: pixels below {LEVELS} of 255 are made black, in the float model's "
+        "images and in the others alike."
+    )
+    lines = ["## What of the distance is haze", "", words, "", _protocol(section), "", *tables.haze(section)]
+    return lines + tables.floor_sentence(section)
 
 
 def _edges(section: Section, drawn: set[str]) -> list[str]:

@@ -199,6 +199,18 @@ def quality(section: Section, columns: dict[str, str]) -> list[str]:
     )
 
 
+def haze(section: Section) -> list[str]:
+    """Return the distances with and without haze."""
+    reference = section.get("float")
+    body = []
+    for row in _sorted(section, ["bits", "method"]):
+        found, before = (each.metrics.get("hazeless") if each else None for each in (row, reference))
+        over = f"{found / before - 1:+.1%}" if found and before and row is not reference else "-"
+        cells = [NAMES[row.labels["method"]], row.labels.get("bits", "-"), distance(row), over_float(row, reference)]
+        body.append([*cells, f"{found:.2f}" if found else "-", over])
+    return table(["model", "bits", "FD", "over float", "FD without haze", "over float"], body)
+
+
 def _sorted(section: Section, keys: list[str]) -> list[Result]:
     order = [*CALIBRATIONS, *SPLITS, *RECONSTRUCTIONS]
 
