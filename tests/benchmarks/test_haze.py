@@ -1,7 +1,6 @@
 """Haze: what is all but black is black, and the rest is what it was."""
 
 import numpy as np
-
 from benchmarks.q_diffusion.haze import LEVELS, hazeless, without
 
 
