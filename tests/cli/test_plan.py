@@ -81,6 +81,7 @@ def test_the_plan_of_sdxl_needs_no_weights(halftone: Halftone, public: Public) -
         "reconstruct",
         "activations",
         "bias",
+        "network",
     ]
 
 

@@ -10,6 +10,7 @@ import torch
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.errors import ConfigError
 from halftone.methods.contract import Run
+from halftone.methods.output_error import OutputError
 from halftone.methods.ranges.static import Static
 from halftone.methods.reconstruct.network import Network
 from halftone.methods.rounding.nearest import Nearest
@@ -94,3 +95,27 @@ def test_a_resumed_run_takes_what_was_found(
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         Network(**wrong)  # type: ignore[arg-type]
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(
+    unet_model: Callable[..., QuantModel], many: Trajectory, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, seen = [], []
+    answer = OutputError._squares
+
+    def squares(self: OutputError, index: torch.Tensor) -> torch.Tensor:
+        seen.append(len(index))
+        return answer(self, index)
+
+    monkeypatch.setattr(OutputError, "_squares", squares)
+    for gigabytes in (4.0, 1e-9):
+        seen.clear()
+        model = prepared(unet_model, many)
+        replace(HOW, iterations=5, gigabytes=gigabytes).apply(model, many, run)
+        found.append(error(model, many))
+        assert seen.count(8) == (5 if gigabytes == 4.0 else 0)
+        # One alone to see what it keeps, and again with what is computed anew.
+        assert seen.count(1) == (1 if gigabytes == 4.0 else 2 + 5 * 8)
+        assert not any("forward" in vars(module) for module in model.module.modules())
+    # One Adam step apart in the signs of the smallest gradients, no more.
+    assert float(found[0].mean()) == pytest.approx(float(found[1].mean()), rel=0.05)

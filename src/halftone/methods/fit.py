@@ -93,6 +93,7 @@ def optimise(
     batch: int,
     rate: Callable[[int], float],
     scale: float,
+    at_once: int | None = None,
     penalty: Callable[[int], torch.Tensor | float] | None = None,
 ) -> None:
     """Lower ``error / scale + penalty`` with Adam, on ``batch`` samples drawn by their importance in each iteration.
@@ -100,6 +101,7 @@ def optimise(
     Args:
         rate: the learning rate of iteration ``i``.
         scale: what the error is divided by, such as its value at the start.
+        at_once: samples of a batch that go through the network together; their gradients are added. None for all of them.
         penalty: added in iteration ``i``.
 
     Raises:
@@ -113,14 +115,17 @@ def optimise(
             for group in optimizer.param_groups:
                 group["lr"] = rate(i)
             index = error.importance.draw(batch, random)
-            loss = error.loss(index) / scale
-            if penalty is not None:
-                loss = loss + penalty(i)
-            if not bool(torch.isfinite(loss)):
-                got = f"{float(loss.detach())} in iteration {i}"
-                raise CalibrationError(f"steps.{run.step}: {error.path}", "a finite loss", got, "Lower the step's lr.")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for number, part in enumerate(index.split(at_once or len(index))):
+                loss = error.loss(part) * (len(part) / len(index)) / scale
+                if penalty is not None and number == 0:
+                    loss = loss + penalty(i)
+                if not bool(torch.isfinite(loss)):
+                    got = f"{float(loss.detach())} in iteration {i}"
+                    raise CalibrationError(
+                        f"steps.{run.step}: {error.path}", "a finite loss", got, "Lower the step's lr."
+                    )
+                loss.backward()
             optimizer.step()
             task.advance()
 

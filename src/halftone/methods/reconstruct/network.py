@@ -1,11 +1,15 @@
 """Reconstruction of the whole denoiser at once: what is not a code is learned on what the model puts out."""
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.bounds import at_least, between, positive
@@ -15,6 +19,7 @@ from halftone.methods.effort import Effort, Job, learning
 from halftone.methods.fit import LARGEST_RATE, optimise
 from halftone.methods.learned import Learner
 from halftone.methods.output_error import DENOISER, OutputError
+from halftone.models.cost import FLOAT_BYTES, Work
 from halftone.models.quant_model import QuantModel
 
 _FUNCTIONS = 12  # of the size of a weight in each iteration
@@ -31,6 +36,8 @@ class Network(AbstractMethod):
     Attributes:
         iterations, batch: of Adam.
         lr: learning rate of log(step) and of the biases; cosine decay to zero.
+        gigabytes: what the backward may keep of the forward. Where one sample needs more, every unit keeps only its inputs and
+            computes the rest again; then a batch goes through in as many parts as it takes. The gradients are the same.
         held_out: share of the samples that is not learned from. What was learned is kept only if their error fell.
         skip_bits: activation sites of at least this many bits are not learned.
         walk_batch: samples a forward where there are no gradients.
@@ -44,6 +51,7 @@ class Network(AbstractMethod):
     iterations: int = 1000
     batch: int = 16
     lr: float = 1e-3
+    gigabytes: float = 4.0
     held_out: float = 0.125
     skip_bits: int = 16
     walk_batch: int = 32
@@ -51,6 +59,7 @@ class Network(AbstractMethod):
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "batch", "walk_batch", "skip_bits")
         positive(self, "lr", high=LARGEST_RATE)
+        positive(self, "gigabytes")
         between(self, 0, 0.9, "held_out")
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
@@ -64,14 +73,24 @@ class Network(AbstractMethod):
 
     def effort(self, job: Job) -> Effort:
         found = Effort().plus(job.forward(scores=True).over(3 * job.samples, self.walk_batch))
-        work, working = [], 0
+        work = Work()
         for unit in job.cost.units:
-            spent, kept = learning(job, unit, self.iterations, self.batch, _FUNCTIONS, scores=True)
-            work.append(spent)
-            working += kept  # the backward needs what all units made
-        for spent in work:
-            found = found.plus(spent, working)
-        return found
+            work = work + learning(job, unit, self.iterations, self.batch, _FUNCTIONS, scores=True)[0]
+        sample = FLOAT_BYTES * job.forward(scores=True).elements
+        if sample > self._limit:
+            work = work.times(4 / 3)  # a second forward
+            largest = max(job.unit(unit, scores=True).elements for unit in job.cost.units)
+            sample = FLOAT_BYTES * (largest + 2 * sum(unit.largest for unit in job.cost.units))
+        # Each weight has a copy, and its gradient.
+        return found.plus(work, self._at_once(sample) * sample + 2 * FLOAT_BYTES * job.weights())
+
+    @property
+    def _limit(self) -> float:
+        return self.gigabytes * 1e9
+
+    def _at_once(self, sample: float) -> int:
+        """Return how many samples go through together, of each of which the backward keeps ``sample`` bytes."""
+        return max(1, min(self.batch, int(self._limit / max(sample, 1.0))))
 
     def _learner(self, model: QuantModel) -> Learner:
         sites = {f"{path}.{site}": (owner, site) for path, owner, site in model.activation_sites()}
@@ -92,8 +111,17 @@ class Network(AbstractMethod):
             before, scale = check.mean(self.walk_batch), error.mean(self.walk_batch)
             if scale > 0:
                 free = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-                how = {"iterations": self.iterations, "batch": self.batch, "rate": self._rate, "scale": scale}
-                optimise(error, free, run, **how)  # type: ignore[arg-type]
+                with ExitStack() as stack:
+                    sample = _kept_bytes(error)
+                    if sample > self._limit:
+                        stack.enter_context(_computed_again(model))
+                        sample = _kept_bytes(error)
+                    how: dict[str, Any] = {
+                        "iterations": self.iterations,
+                        "batch": self.batch,
+                        "at_once": self._at_once(sample),
+                    }
+                    optimise(error, free, run, rate=self._rate, scale=scale, **how)
             after = check.mean(self.walk_batch)
         finally:
             learner.remove(biases)
@@ -102,3 +130,34 @@ class Network(AbstractMethod):
 
     def _rate(self, i: int) -> float:
         return self.lr * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
+
+
+@contextmanager
+def _computed_again(model: QuantModel) -> Iterator[None]:
+    """Let every unit keep only its inputs for the backward, which computes the rest anew."""
+    units: dict[str, nn.Module] = {}
+    for path, module in model.module.named_modules():
+        inside = any(path.startswith(f"{unit}.") for unit in units)
+        if path and not inside and model.architecture.is_unit(path, module):
+            units[path] = module
+    for module in units.values():
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for module in units.values():
+            del module.forward
+
+
+def _kept_bytes(error: OutputError) -> int:
+    """Return the bytes that the backward of one sample keeps of its forward."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        # By storage: what several functions keep is there once.
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        error.loss(torch.zeros(1, dtype=torch.long))
+    return sum(kept.values())
