@@ -95,7 +95,16 @@ def change(a: Result, b: Result) -> Interval:
 
 
 def removed(a: Result, b: Result) -> Interval:
-    """Return the share of ``b``'s paired error that ``a`` does not have. (The float model's is 0, so all of it is excess.)"""
+    """Return the share of ``b``'s paired error that ``a`` does not have. (The float model's is 0, so all of it is excess.)
+
+    Where both rows have more samples than they keep errors of, all count: the bounds are then those of ``a``'s own error, the more
+    uncertain one by far, held against ``b``'s mean.
+    """
+    whole = [(row.paired or {}).get("mse") for row in (a, b)]
+    same = a.protocol.get("samples") == b.protocol.get("samples") and len(a.errors) < a.protocol.get("samples", 0)
+    if same and all(whole):
+        mine, theirs = whole[0], float(whole[1]["value"])
+        return Interval(1 - mine["value"] / theirs, 1 - mine["high"] / theirs, 1 - mine["low"] / theirs)
     count = min(len(a.errors), len(b.errors))
     return _ratio(a.errors[:count], b.errors[:count], lambda ratio: 1 - ratio)
 

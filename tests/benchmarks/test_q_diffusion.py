@@ -150,6 +150,22 @@ def test_verdicts_come_from_the_numbers() -> None:
     assert removed(rows["full"], rows["none"]).low == pytest.approx(0.5)
 
 
+def test_a_share_counts_all_samples_where_only_some_errors_are_kept() -> None:
+    def row(mse: float, kept: float) -> Result:
+        interval = {"value": mse, "low": 0.9 * mse, "high": 1.2 * mse}
+        found = _row(np.full(4, kept))
+        found.data["protocol"] = {**found.protocol, "samples": 100}
+        found.data["metrics"]["evaluation"] = {"paired": {"mse": interval}}
+        return found
+
+    share = removed(row(0.1, 0.5), row(1.0, 1.0))
+    assert (share.value, share.low, share.high) == pytest.approx((0.9, 0.88, 0.91))
+    few = [row(0.1, 0.5), row(1.0, 1.0)]
+    for each in few:
+        each.data["protocol"]["samples"] = 4  # all are kept: pairs decide
+    assert removed(*few).value == pytest.approx(0.5)
+
+
 def test_rendering_nothing_and_a_readme_without_markers(settings: Settings, tmp_path: Path) -> None:
     assert "nothing to render" in render(tmp_path, tmp_path / "docs", tmp_path / "README.md")[0]
     if not read(settings.results):
