@@ -175,7 +175,7 @@ def _quality(pieces: Pieces) -> list[str]:
         rows.append({"measure": str(distribution.get("name")), "value": f"{value:.4g}", "range": ", ".join(beside)})
     words = (
         f"{how.get('samples')} samples, {how.get('scheduler')}, {how.get('steps')} steps, seed {how.get('seed')}, engine "
-        f"`{record.get('engine')}`, against `{record.get('against') or 'nothing'}` from the same noise."
+        f"`{record.get('engine') or 'auto'}`, against `{record.get('against') or 'nothing'}` from the same noise."
     )
     return [table(rows, {"measure": "measure", "value": "value", "range": "95 % interval, or reference"}), words]
 
@@ -184,7 +184,8 @@ def _speed(pieces: Pieces) -> list[str]:
     rows: list[dict[str, Any]] = []
     for row in bench_rows(pieces):
         ratios = {name: number(mapping(row, "speedup", name).get("value")) for name in ("bfloat16", "float32")}
-        rows.append({"engine": row.get("name"), "ms": number(row.get("median")), **ratios})
+        shown = {name: None if ratio is None else f"{ratio:.2f}" for name, ratio in ratios.items()}
+        rows.append({"engine": row.get("name"), "ms": number(row.get("median")), **shown})
     if not rows:
         return [f"Not measured yet: `{COMMANDS['bench']}`."]
     how, machine = mapping(pieces.bench, "protocol"), mapping(pieces.bench, "machine")
