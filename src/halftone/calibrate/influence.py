@@ -31,7 +31,7 @@ class _Disturbed:
         self.forward, self.noise = network.forward, noise
         self.said: list[Any] = []
         self.call = self.target = -1
-        self.size = torch.empty(0)  # mean square of the disturbance, by row
+        self.size = torch.empty(0)  # mean square of the last disturbance
 
     def begin(self, target: int) -> None:
         """Start a sampling whose call ``target`` is disturbed; -1 for none."""

@@ -1,8 +1,7 @@
 """Let the C library keep the memory that tensors leave behind.
 
 glibc gives memory back to the system soon after it is freed, so the activations of each call are made of pages that the system
-first has to clear. Kept memory costs none of that: measured on ``zoo:fashion-unet`` (integer kernels, one thread, 16 and 64 images
-a call), 1.15 to 1.2 and 1.3 to 1.45 times the images a second. ``benchmarks/allocator.py`` measures it.
+first has to clear. Kept memory costs none of that; ``python -m benchmarks.allocator`` measures what it is worth.
 """
 
 import ctypes

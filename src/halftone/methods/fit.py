@@ -74,6 +74,11 @@ class UnitError:
         return [(middle / size if size > 0 else 1.0) / count for size in sizes]
 
 
+def cosine(rate: float, iterations: int) -> Callable[[int], float]:
+    """Return the learning rate by iteration that falls from ``rate`` to zero along half a cosine."""
+    return lambda i: rate * 0.5 * (1 + math.cos(math.pi * i / iterations))
+
+
 class Error(Protocol):
     """What :func:`optimise` lowers: something called ``path`` whose samples are drawn by their importance."""
 

@@ -1,5 +1,7 @@
 """Numbers of a quantized model that can be learned with its codes as they are: steps of sites and weights, and biases."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -76,19 +78,23 @@ class Learner:
             steps[name] = LearnedStep(start, owner.site_specs[site].number_format, segments, axis)
         return cls(sites, layers, steps, {path: LearnedWeight(layer) for path, layer in layers.items()})
 
-    def install(self) -> None:
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let sites and layers compute with what is learned, while the context lasts."""
+        biases = {path: layer.bias for path, layer in self.layers.items()}
         for name, (owner, site) in self.sites.items():
             owner.taps[site] = self.steps[name]
         for path, layer in self.layers.items():
             layer.weight_trial = self.weights[path].weight
             layer.bias = self.weights[path].bias
-
-    def remove(self, biases: dict[str, nn.Parameter | None]) -> None:
-        for owner, site in self.sites.values():
-            owner.taps.pop(site, None)
-        for path, layer in self.layers.items():
-            layer.weight_trial = None
-            layer.bias = biases[path]
+        try:
+            yield
+        finally:
+            for owner, site in self.sites.values():
+                owner.taps.pop(site, None)
+            for path, layer in self.layers.items():
+                layer.weight_trial = None
+                layer.bias = biases[path]
 
     def parameters(self) -> list[nn.Parameter]:
         learned = [*self.steps.values(), *self.weights.values()]
@@ -102,12 +108,22 @@ class Learner:
                 found[f"bias.{path}"] = weight.bias
         return {name: value.detach().clone() for name, value in found.items()}
 
-    def write(self, found: dict[str, torch.Tensor]) -> None:
-        """Give sites and layers the numbers of a :meth:`result`."""
-        for name, (owner, site) in self.sites.items():
-            owner.set_site_affine(site, Affine(found[f"site.{name}"], self.steps[name].start.zero_point))
-        for path, layer in self.layers.items():
-            layer.weight_scale = found[f"weight.{path}"]
-            if layer.bias is not None:
-                layer.bias = nn.Parameter(found[f"bias.{path}"], requires_grad=False)
-            layer.refresh()
+    def better(self, start: dict[str, torch.Tensor], before: float, after: float) -> dict[str, torch.Tensor]:
+        """Return the result, or ``start`` where the error did not fall, with both errors under ``errors``."""
+        result = self.result() if after < before else start
+        return {**result, "errors": torch.tensor([before, min(after, before)])}
+
+
+def write(
+    sites: Mapping[str, tuple[SiteOwner, str]], layers: Mapping[str, QuantizedLayer], found: Mapping[str, torch.Tensor]
+) -> None:
+    """Give sites and layers the numbers of a :meth:`Learner.result`."""
+    for name, (owner, site) in sites.items():
+        start = owner.site_affine(site)
+        assert start is not None
+        owner.set_site_affine(site, Affine(found[f"site.{name}"], start.zero_point))
+    for path, layer in layers.items():
+        layer.weight_scale = found[f"weight.{path}"]
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(found[f"bias.{path}"], requires_grad=False)
+        layer.refresh()

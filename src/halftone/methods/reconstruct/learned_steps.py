@@ -1,6 +1,5 @@
 """Learn the step sizes of a unit's quantizers, with its codes as they are."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -12,8 +11,8 @@ from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.foundation.bounds import at_least, positive
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job, learning, walking
-from halftone.methods.fit import LARGEST_RATE, UnitError, check_integral, optimise, unimproved
-from halftone.methods.learned import Learner
+from halftone.methods.fit import LARGEST_RATE, UnitError, check_integral, cosine, optimise, unimproved
+from halftone.methods.learned import Learner, write
 from halftone.models.quant_model import QuantModel
 from halftone.nn import QuantizedLayer
 from halftone.nn.sites import SiteOwner
@@ -69,7 +68,7 @@ class LearnedSteps(AbstractMethod):
                     task.advance()
                     continue
                 found = run.memo(unit.path, partial(self._learn, unit, stream, sites, layers, run))
-                Learner.of(sites, layers).write(found)
+                write(sites, layers, found)
                 before, after = (float(v) for v in found["errors"])
                 facts[unit.path] = {"error_before": before, "error": after}
                 task.advance(note=f"{unit.path}: {after / max(before, 1e-30):.2f}")
@@ -99,28 +98,20 @@ class LearnedSteps(AbstractMethod):
         run: Run,
     ) -> dict[str, torch.Tensor]:
         learner = Learner.of(sites, layers)
-        biases = {path: layer.bias for path, layer in layers.items()}
         start = learner.result()
         error = UnitError(unit, stream, self.power)
         before = error.mean(self.walk_batch)
         if before == 0:
-            return {**start, "errors": torch.tensor([0.0, 0.0])}
-        learner.install()
-        try:
+            return learner.better(start, before, before)
+        with learner.installed():
             optimise(
                 error,
                 learner.parameters(),
                 run,
                 iterations=self.iterations,
                 batch=self.batch,
-                rate=self._rate,
+                rate=cosine(self.lr, self.iterations),
                 scale=before,
             )
             after = error.mean(self.walk_batch)
-        finally:
-            learner.remove(biases)
-        result = learner.result() if after < before else start
-        return {**result, "errors": torch.tensor([before, min(after, before)])}
-
-    def _rate(self, i: int) -> float:
-        return self.lr * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
+        return learner.better(start, before, after)

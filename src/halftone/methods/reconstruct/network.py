@@ -1,11 +1,10 @@
 """Reconstruction of the whole denoiser at once: what is not a code is learned on what the model puts out."""
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,11 +15,13 @@ from halftone.foundation.bounds import at_least, between, positive
 from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job, learning
-from halftone.methods.fit import LARGEST_RATE, optimise
-from halftone.methods.learned import Learner
+from halftone.methods.fit import LARGEST_RATE, cosine, optimise
+from halftone.methods.learned import Learner, write
 from halftone.methods.output_error import DENOISER, OutputError
 from halftone.models.cost import FLOAT_BYTES, Work
 from halftone.models.quant_model import QuantModel
+from halftone.nn import QuantizedLayer
+from halftone.nn.sites import SiteOwner
 
 _FUNCTIONS = 12  # of the size of a weight in each iteration
 
@@ -63,9 +64,10 @@ class Network(AbstractMethod):
         between(self, 0, 0.9, "held_out")
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
-        learner = self._learner(model)
-        found = run.memo("network", partial(self._learn, model, learner, data, run))
-        learner.write(found)
+        sites = {f"{path}.{site}": (owner, site) for path, owner, site in model.activation_sites()}
+        layers = {path: model.layer(path) for path in model.plan.quantized()}
+        found = run.memo("network", partial(self._learn, model, sites, layers, data, run))
+        write(sites, layers, found)
         before, after = (float(v) for v in found["errors"])
         facts = {"error_before": before, "error": after}
         notes = [] if after < before else ["the denoiser as a whole did not get better and keeps what it had"]
@@ -92,44 +94,46 @@ class Network(AbstractMethod):
         """Return how many samples go through together, of each of which the backward keeps ``sample`` bytes."""
         return max(1, min(self.batch, int(self._limit / max(sample, 1.0))))
 
-    def _learner(self, model: QuantModel) -> Learner:
-        sites = {f"{path}.{site}": (owner, site) for path, owner, site in model.activation_sites()}
-        learner = Learner.of(sites, {path: model.layer(path) for path in model.plan.quantized()})
-        for name, (owner, site) in sites.items():
-            learner.steps[name].theta.requires_grad_(owner.site_specs[site].bits < self.skip_bits)
-        return learner
-
-    def _learn(self, model: QuantModel, learner: Learner, data: Trajectory, run: Run) -> dict[str, torch.Tensor]:
+    def _learn(
+        self,
+        model: QuantModel,
+        sites: dict[str, tuple[SiteOwner, str]],
+        layers: dict[str, QuantizedLayer],
+        data: Trajectory,
+        run: Run,
+    ) -> dict[str, torch.Tensor]:
         order = torch.randperm(len(data), generator=generator(run.seed, run.step, "held out"))
         held, seen = order.tensor_split([int(self.held_out * len(data))])
         error = OutputError(model, data, seen, self.walk_batch)
         check = OutputError(model, data, held, self.walk_batch) if len(held) else error
-        biases = {path: layer.bias for path, layer in learner.layers.items()}
+        learner = Learner.of(sites, layers)
+        for name, (owner, site) in sites.items():
+            # Not left out: a gradient passes only through a site that is in the learner.
+            learner.steps[name].theta.requires_grad_(owner.site_specs[site].bits < self.skip_bits)
         start = learner.result()
-        learner.install()
-        try:
+        with learner.installed():
             before, scale = check.mean(self.walk_batch), error.mean(self.walk_batch)
             if scale > 0:
-                free = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-                with ExitStack() as stack:
-                    sample = _kept_bytes(error)
-                    if sample > self._limit:
-                        stack.enter_context(_computed_again(model))
-                        sample = _kept_bytes(error)
-                    how: dict[str, Any] = {
-                        "iterations": self.iterations,
-                        "batch": self.batch,
-                        "at_once": self._at_once(sample),
-                    }
-                    optimise(error, free, run, rate=self._rate, scale=scale, **how)
+                self._optimise(model, learner, error, scale, run)
             after = check.mean(self.walk_batch)
-        finally:
-            learner.remove(biases)
-        result = learner.result() if after < before else start
-        return {**result, "errors": torch.tensor([before, min(after, before)])}
+        return learner.better(start, before, after)
 
-    def _rate(self, i: int) -> float:
-        return self.lr * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
+    def _optimise(self, model: QuantModel, learner: Learner, error: OutputError, scale: float, run: Run) -> None:
+        with ExitStack() as stack:
+            sample = _kept_bytes(error)
+            if sample > self._limit:
+                stack.enter_context(_computed_again(model))
+                sample = _kept_bytes(error)
+            optimise(
+                error,
+                [parameter for parameter in learner.parameters() if parameter.requires_grad],
+                run,
+                iterations=self.iterations,
+                batch=self.batch,
+                rate=cosine(self.lr, self.iterations),
+                scale=scale,
+                at_once=self._at_once(sample),
+            )
 
 
 @contextmanager
