@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import halftone
-from benchmarks.q_diffusion.haze import hazeless
+from benchmarks.q_diffusion.haze import brighter, hazeless, with_haze
 from benchmarks.q_diffusion.pipelines import Workshop
 from benchmarks.q_diffusion.plan import TIMED, Row
 from halftone.artifact import load_pipeline, sizes
@@ -68,9 +68,11 @@ def _quality(row: Row, workshop: Workshop) -> dict[str, Any]:
     halftone.set_engine(module, engine)
     drawn = workshop.draw(pipe, row.samples, row.sampler)
     folder = workshop.artifact_of(row) / "model" / workshop.part
+    levels = brighter(drawn.images, against.images)
     return {
         "evaluation": judge(drawn, against).plain(),
         "hazeless": hazeless(drawn.images),
+        "haze": {"brighter": levels, "float_distance": with_haze(against.images, levels)},
         "image_mse": _kept(drawn, against),
         "engine": engine,
         "kernels": dict(Counter(layer.choice().name for _, layer in quantized_layers(module))),

@@ -191,6 +191,7 @@ WHOLE = "nothing"  # what the whole method is without
 # What the whole method is measured without: recipes of the library, then overrides.
 _REMOVED = {
     "network": "no-network",
+    "ranges by the output": "no-ranges",
     "block reconstruction and GPTQ": "no-reconstruction",
     "GPTQ": "no-gptq",
     "split": "no-split",
@@ -206,8 +207,6 @@ _CHANGED = {
     "block reconstruction": ("steps.reconstruct={method: rounding/gptq}",),
     "influence": (_EQUAL,),
     "judging": (_UNJUDGED,),
-    "influence, judging": (_EQUAL, _UNJUDGED),
-    "float targets": ("steps.gptq.targets=own",),
 }
 
 
@@ -219,14 +218,14 @@ def _ablation(settings: Settings) -> Iterator[Row]:
         yield _without(settings, what, f"q-diffusion-w4a8-{name}")
     for what, overrides in _CHANGED.items():
         yield _without(settings, what, "q-diffusion-w4a8", overrides)
-    yield _without(settings, "float targets, in GPTQ alone", "gptq-w4a8", _CHANGED["float targets"])
+    yield _without(settings, "float targets, in GPTQ alone", "gptq-w4a8", ("steps.gptq.targets=own",))
     yield from (_activations(settings, estimator) for estimator in ACTIVATIONS[1:])
     for bits, *factors in itertools.product(("w4a8", "w4a32"), CALIBRATIONS, SPLITS, RECONSTRUCTIONS):
         calibration, split, reconstruction = factors
         if not reads_calibration(bits, split, reconstruction) and calibration != CALIBRATIONS[0]:
             continue
         labels = {"bits": bits, "calibration": calibration, "split": split, "reconstruction": reconstruction}
-        overrides = _cell(calibration, split, reconstruction)
+        overrides = _cell(bits, calibration, split, reconstruction)
         recipe = f"q-diffusion-{bits}-no-network"
         yield _row(
             settings, "ablation", "-".join(labels.values()), "quality", recipe, overrides=overrides, labels=labels
@@ -251,9 +250,11 @@ def _activations(settings: Settings, estimator: str) -> Row:
     return _row(settings, "ablation", name, "quality", "q-diffusion-w4a8", overrides=overrides, labels=labels)
 
 
-def _cell(calibration: str, split: str, reconstruction: str) -> tuple[str, ...]:
+def _cell(bits: str, calibration: str, split: str, reconstruction: str) -> tuple[str, ...]:
     """Return the overrides of one cell."""
-    overrides = [] if split == "auto" else [f"steps.split.select={split}"]
+    # What is not in the published method and reads the calibration is left out: as a step that finds what the one before has.
+    overrides = ["steps.ranges={method: ranges/static, range: min_max}"] if bits == "w4a8" else []
+    overrides += [] if split == "auto" else [f"steps.split.select={split}"]
     if calibration != CALIBRATIONS[0]:
         overrides.append("calibration.select={name: part, which: first, share: 0.1}")
     if reconstruction == "nearest":

@@ -200,15 +200,24 @@ def quality(section: Section, columns: dict[str, str]) -> list[str]:
 
 
 def haze(section: Section) -> list[str]:
-    """Return the distances with and without haze."""
+    """Return the distances with and without haze, and what the float model's images would have with as much of it."""
     reference = section.get("float")
     body = []
     for row in _sorted(section, ["bits", "method"]):
         found, before = (each.metrics.get("hazeless") if each else None for each in (row, reference))
         over = f"{found / before - 1:+.1%}" if found and before and row is not reference else "-"
         cells = [NAMES[row.labels["method"]], row.labels.get("bits", "-"), distance(row), over_float(row, reference)]
-        body.append([*cells, f"{found:.2f}" if found else "-", over])
-    return table(["model", "bits", "FD", "over float", "FD without haze", "over float"], body)
+        body.append([*cells, f"{found:.2f}" if found else "-", over, *_hazy(row)])
+    head = ["model", "bits", "FD", "over float", "FD without haze", "over float", "background, levels brighter"]
+    return table([*head, "FD of float, as bright"], body)
+
+
+def _hazy(row: Result) -> list[str]:
+    found = row.metrics.get("haze")
+    if not found:
+        return ["-", "-"]
+    made = found["float_distance"]
+    return [f"{found['brighter']:+.2f}", "-" if made is None else f"{made:.2f}"]
 
 
 def _sorted(section: Section, keys: list[str]) -> list[Result]:
