@@ -18,7 +18,7 @@ def test_report_is_json_and_names_every_engine() -> None:
 def test_what_cards_tell_of_the_machine_is_json() -> None:
     facts = json.loads(json.dumps(machine()))
     assert (
-        list(facts) == ["processor", "threads", "capability", "torch", "cuda", "keeps_freed_memory"]
+        list(facts) == ["processor", "threads", "capability", "torch", "cuda", "keeps_freed_memory", "native_loops"]
         and facts["threads"] > 0
     )
 

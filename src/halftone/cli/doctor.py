@@ -50,4 +50,8 @@ def _human(found: dict[str, Any]) -> str:
         lines.append("           no VNNI: 8-bit weights are refused by the integer kernels, 4-bit ones run")
     for engine, reason in found["engines"].items():
         lines.append(f"engine     {engine}: {'runs' if reason is None else 'cannot run: ' + reason}")
+    missing = found["native_loops"]
+    lines.append(
+        f"loops      {'compiled for this processor' if missing is None else f'PyTorch operators instead, slower: {missing}'}"
+    )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Let the C library keep the memory that tensors leave behind.
 
 glibc gives memory back to the system soon after it is freed, so the activations of each call are made of pages that the system
-first has to clear. Kept memory costs none of that; ``python -m benchmarks.allocator`` measures what it is worth.
+first has to clear. Kept memory costs none of that; ``python -m benchmarks.speedups`` measures what it is worth.
 """
 
 import ctypes

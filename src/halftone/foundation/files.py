@@ -173,3 +173,19 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = _reason(error) or ("to write here", error.strerror or str(error), "Choose another path.")
         raise OutputError(str(path), *reason) from error
+
+
+def private_cache(name: str) -> Path | None:
+    """Return the folder ``name`` of this user's cache, made if it is missing: below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    None where there is none that only this user can write to: what is found there may be run.
+    """
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root) / "halftone" / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+    except (OSError, RuntimeError):  # no home
+        return None
+    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return folder if mine and not found.st_mode & 0o022 and os.access(folder, os.W_OK) else None

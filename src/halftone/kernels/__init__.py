@@ -1,6 +1,6 @@
 """Kernels: how one quantized layer is computed on one kind of machine. ``library/`` holds one per file."""
 
-from halftone.kernels.contract import AbstractKernel, Operands, Operation, Prepared
+from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared, TakesCodes
 from halftone.kernels.select import Choice, choose, engines
 
-__all__ = ["AbstractKernel", "Choice", "Operands", "Operation", "Prepared", "choose", "engines"]
+__all__ = ["AbstractKernel", "Choice", "Grid", "Operands", "Operation", "Prepared", "TakesCodes", "choose", "engines"]

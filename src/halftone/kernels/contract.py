@@ -3,13 +3,44 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 
 from halftone.formats import AbstractFormat, Affine
 
 Prepared = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How values become the uint8 codes that a call multiplies: the low byte of the bits of ``x * factor + offset``.
+
+    Both are rounded to float32, the product first.
+
+    Attributes:
+        offset: 1.5 * 2**23 and the zero point. Between 2**23 and 2**24 float32 holds exactly the integers: adding rounds half to
+            even and leaves the code in the low bits.
+        top: the greatest code.
+        shift: 8 for the high byte of a code of more than 8 bits.
+    """
+
+    factor: float
+    offset: float
+    top: int
+    shift: int = 0
+
+
+@runtime_checkable
+class TakesCodes(Protocol):
+    """A prepared call that also takes its input as codes, from whatever computed them together with the values."""
+
+    grid: Grid
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def from_codes(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the output, ``dtype``, for an input whose codes are ``codes``."""
 
 
 @dataclass(frozen=True)

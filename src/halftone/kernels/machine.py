@@ -11,6 +11,7 @@ from halftone.formats import Affine, parse
 from halftone.foundation.allocator import keeps_freed_memory
 from halftone.foundation.errors import KernelError
 from halftone.kernels.contract import Operands, Operation
+from halftone.kernels.native.build import why_no_loops
 from halftone.kernels.select import AUTO, check_engine, engines, library
 
 _FLAGS = {
@@ -31,6 +32,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "keeps_freed_memory": keeps_freed_memory(),
+        "native_loops": why_no_loops() is None,
     }
 
 
@@ -38,7 +40,8 @@ def machine_report() -> dict:
     """Return what ``halftone doctor`` shows, JSON-safe.
 
     ``torch``, ``processor``, ``threads``, ``cpu_capability``, ``flags`` (name -> bool, None where this PyTorch cannot
-    tell), ``mkldnn``, ``cuda`` (device names) and ``engines`` (name -> None when it can run, else the reason).
+    tell), ``mkldnn``, ``cuda`` (device names) ``engines`` (name -> None when it can run, else the reason) and
+    ``native_loops`` (None, or why there are none and PyTorch's operators do their work).
     """
     return {
         "torch": torch.__version__,
@@ -49,6 +52,7 @@ def machine_report() -> dict:
         "mkldnn": torch.backends.mkldnn.is_available(),
         "cuda": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
         "engines": {engine: unavailable(engine) for engine in engines() if engine != AUTO},
+        "native_loops": why_no_loops(),
     }
 
 

@@ -43,7 +43,7 @@ class Architecture:
 
     def is_unit(self, path: str, module: nn.Module) -> bool:
         """Return whether ``module`` is reconstructed as one piece: a known block, or a layer with a role."""
-        return type(module).__name__ in self.unit_classes or path in self.roles
+        return class_name(module) in self.unit_classes or path in self.roles
 
 
 def _read(text: str) -> tuple[dict[str, str], frozenset[str]]:
@@ -67,10 +67,15 @@ def _first(globs: dict[str, str], model: nn.Module, path: str) -> str | None:
     return next((role for glob, role in globs.items() if matches(glob, model, path)), None)
 
 
+def class_name(module: nn.Module) -> str:
+    """Return the name of the module's class; where that is one of Halftone's, of the one it takes the place of."""
+    return next(kind.__name__ for kind in type(module).__mro__ if not kind.__module__.startswith("halftone.nn"))
+
+
 def _title(module: nn.Module) -> str:
     """Return the class name by which a glob knows ``module``, with ``:cross`` where it says that it is a cross-attention."""
     cross = getattr(module, "is_cross_attention", False) is True
-    return type(module).__name__ + (_CROSS if cross else "")
+    return class_name(module) + (_CROSS if cross else "")
 
 
 def _seen(model: nn.Module, path: str) -> list[str]:

@@ -4,10 +4,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from halftone.foundation.errors import MatchError
-from halftone.nn import QuantConv2d, QuantizedLayer, QuantLinear
+from halftone.nn import QuantConv2d, QuantizedLayer, QuantizedResnetBlock2D, QuantLinear
 
 # Exactly these classes: a subclass may compute something else with the same weight.
 _BECOMES: dict[type[nn.Module], type[QuantizedLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
@@ -38,6 +39,9 @@ def replace_layers(module: nn.Module, paths: Mapping[str, Any] | Iterable[str]) 
             assert isinstance(layer, QuantizedLayer)
             layer._init_quantized()
         replaced[path] = layer
+    for block in modules.values():
+        if type(block) is ResnetBlock2D and any(isinstance(child, QuantizedLayer) for child in block.children()):
+            block.__class__ = QuantizedResnetBlock2D
     return replaced
 
 

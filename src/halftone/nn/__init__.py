@@ -2,6 +2,15 @@
 
 from halftone.nn.attention import AttentionOperands
 from halftone.nn.layers import QuantConv2d, QuantizedLayer, QuantLinear, Scheme
+from halftone.nn.resnet import QuantizedResnetBlock2D
 from halftone.nn.sites import SiteOwner
 
-__all__ = ["AttentionOperands", "QuantConv2d", "QuantLinear", "QuantizedLayer", "Scheme", "SiteOwner"]
+__all__ = [
+    "AttentionOperands",
+    "QuantConv2d",
+    "QuantLinear",
+    "QuantizedLayer",
+    "QuantizedResnetBlock2D",
+    "Scheme",
+    "SiteOwner",
+]

@@ -12,7 +12,7 @@ from torch import nn
 
 from halftone.formats import Affine, pack, packed_size, unpack
 from halftone.foundation.errors import ConfigError
-from halftone.kernels import Choice, Operands, Operation, Prepared, choose
+from halftone.kernels import Choice, Operands, Operation, Prepared, TakesCodes, choose
 from halftone.kernels.library.reference import dequantized_weight
 from halftone.nn.sites import SiteOwner
 from halftone.quant import QuantSpec
@@ -187,9 +187,21 @@ class QuantizedLayer(SiteOwner):
             return self._calibrating(x)
         if self.scheme is None:
             return super().forward(x)
+        return self.prepared()(x)
+
+    def prepared(self) -> Prepared:
+        """Return the chosen kernel's call for this layer."""
         if self._prepared is None:
             self._prepared = self.choice().kernel.prepare(self._computed(), self.operands())
-        return self._prepared(x)
+        return self._prepared
+
+    def prepared_for_codes(self) -> TakesCodes | None:
+        """Return the call if it is all that the layer does with its input now, and takes codes; None otherwise."""
+        hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__
+        if self.scheme is None or self.weight_trial is not None or self.taps or hooked:
+            return None
+        call = self.prepared()
+        return call if isinstance(call, TakesCodes) else None
 
     def _calibrating(self, x: torch.Tensor) -> torch.Tensor:
         if self.weight_trial is not None:

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from halftone.formats.kinds.integer import Integer
 from halftone.foundation.errors import KernelError
-from halftone.kernels.contract import AbstractKernel, Operands, Operation, Prepared
+from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared
 from halftone.kernels.library.reference import float_call
+from halftone.kernels.native import loops
 
 # Between 2**23 and 2**24 float32 holds exactly the integers, and the low byte of its bits counts them.
 _MAGIC = 1.5 * 2**23
@@ -38,20 +39,15 @@ class _Part:
     """One byte of one segment's codes: how it comes out of the input, and its packed weight.
 
     Attributes:
-        factor: one over the input scale, negative when codes are counted from the other end (see :func:`_parts`).
-        offset: what moves the product to where its low bits are the code.
-        top: the greatest code.
-        shift: 8 for the high byte of a code, 0 for the low (or only) one.
+        grid: of the codes; its factor is one over the input scale, negative when codes are counted from the other end (see
+            :func:`_parts`).
         scale, zero_point: of the byte.
         fit: from the shape of the codes to the weight packed for it.
     """
 
     start: int
     stop: int
-    factor: float
-    offset: float
-    top: int
-    shift: int
+    grid: Grid
     scale: float
     zero_point: int
     fit: Callable[[torch.Size], torch.Tensor]
@@ -60,15 +56,18 @@ class _Part:
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return this byte, uint8, of the codes of ``x`` (any float dtype), exactly as ``halftone.formats.affine`` defines them.
 
-        Adding a number of size 2**23 rounds half to even and leaves the code in the low bits, so four passes suffice.
-        Measured on one core for 32,768 and for 3,072 elements: 17 and 10 us. Multiply, round, add, clamp, to(uint8): 33
-        and 12 us (the conversion of float to uint8 is slow); ``quantized_decomposed.quantize_per_tensor``: 52 us.
-        ``torch.quantize_per_tensor`` takes 8 us, but it is deprecated, and it fuses multiplication and addition: one
-        code in 10**5 is off by one. So would ``torch.add(alpha=)`` be. A reused scratch buffer, or chunks, gained nothing.
+        One pass where there are native loops. Without them, four operators: multiply, add, clamp, convert; measured on one core for
+        32,768 elements, 17 us. Multiply, round, add, clamp, to(uint8): 33 us (the conversion of float to uint8 is slow);
+        ``quantized_decomposed.quantize_per_tensor``: 52 us. ``torch.quantize_per_tensor`` takes 8 us, but it is deprecated, and it
+        fuses multiplication and addition: one code in 10**5 is off by one. So would ``torch.add(alpha=)`` be.
         """
-        scaled = x.mul(self.factor) if x.dtype is torch.float32 else x.float().mul_(self.factor)
-        codes = scaled.add_(self.offset).clamp_(_MAGIC, _MAGIC + self.top).view(torch.int32)
-        return (codes.bitwise_right_shift_(self.shift) if self.shift else codes).to(torch.uint8)
+        grid = self.grid
+        found = loops.encode(x, grid)
+        if found is not None:
+            return found
+        scaled = x.mul(grid.factor) if x.dtype is torch.float32 else x.float().mul_(grid.factor)
+        codes = scaled.add_(grid.offset).clamp_(_MAGIC, _MAGIC + grid.top).view(torch.int32)
+        return (codes.bitwise_right_shift_(grid.shift) if grid.shift else codes).to(torch.uint8)
 
 
 class _ConvWeight:
@@ -144,7 +143,9 @@ class OnednnInt8(AbstractKernel):
         bounds = [sum(operation.segments[:n]) for n in range(len(operation.segments) + 1)]
         parts = [p for i, span in enumerate(pairwise(bounds)) for p in _parts(operation, operands, weight, i, *span)]
         first, more = _calls(operation, parts, bias)
-        return _run(operation, parts, first, more, margins, empty)
+        if more:
+            return _Split(parts, first, more, operation, margins, empty)
+        return (_Coded if margins is None else _Single)(parts[0], first, operation, margins, empty)
 
 
 def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
@@ -220,7 +221,8 @@ def _parts(
         # code - zero point = 256 * (high - its zero point) + (low - its zero point), without a remainder.
         step, zero = float(scale) * 2**shift, (zero_point >> shift) & 255
         fit = _fit(operation, piece, weight_scale, step, zero)
-        parts.append(_Part(start, stop, factor, offset, top, shift, step, zero, fit, weight_scale))
+        grid = Grid(factor, offset, top, shift)
+        parts.append(_Part(start, stop, grid, step, zero, fit, weight_scale))
     return parts
 
 
@@ -288,43 +290,66 @@ def _calls(operation: Operation, parts: list[_Part], bias: torch.Tensor | None) 
     return first, [accumulating(part) for part in parts[1:]]
 
 
-def _run(
-    operation: Operation, parts: list[_Part], first: _First, more: _More, margins: list[int] | None, empty: Prepared
-) -> Prepared:
-    """Return the layer's call."""
-    axis, width = (-1, operation.in_channels) if operation.kind == "linear" else (1, operation.in_channels)
-    native = (torch.float32, torch.bfloat16) if _bfloat16_output() else (torch.float32,)
-    head, tail = parts[0], list(zip(parts[1:], more, strict=True))
+class _Call:
+    """The call of a layer: checks its input, and leaves an empty one to ``empty``."""
 
-    def codes(part: _Part, x: torch.Tensor) -> torch.Tensor:
-        found = part.encode(x)
-        return found if margins is None else F.pad(found, margins, value=part.zero_point)
+    def __init__(self, operation: Operation, margins: list[int] | None, empty: Prepared) -> None:
+        self.axis, self.width = -1 if operation.kind == "linear" else 1, operation.in_channels
+        self.margins, self.empty = margins, empty
 
-    def checked(x: torch.Tensor) -> torch.Tensor:
-        if x.shape[axis] != width:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[self.axis] != self.width:
             # A slice would not notice channels too many, and the operators' own message does not mention channels.
-            raise KernelError("input", f"{width} channels along axis {axis}", str(list(x.shape)))
-        return x.detach() if x.requires_grad else x
+            raise KernelError("input", f"{self.width} channels along axis {self.axis}", str(list(x.shape)))
+        x = x.detach() if x.requires_grad else x
+        return self.empty(x) if x.numel() == 0 else self.computed(x)
 
-    def single(x: torch.Tensor) -> torch.Tensor:
-        x = checked(x)
-        if x.numel() == 0:
-            return empty(x)
-        dtype = x.dtype
-        if dtype in native:
-            return first(codes(head, x), dtype)
-        return first(codes(head, x), torch.float32).to(dtype)
+    def computed(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
-    def split(x: torch.Tensor) -> torch.Tensor:
-        x = checked(x)
-        if x.numel() == 0:
-            return empty(x)
-        total = first(codes(head, x.narrow(axis, 0, head.stop)), torch.float32)
-        for part, call in tail:
-            total = call(codes(part, x.narrow(axis, part.start, part.stop - part.start)), total)
+    def codes(self, part: _Part, x: torch.Tensor) -> torch.Tensor:
+        found = part.encode(x)
+        return found if self.margins is None else F.pad(found, self.margins, value=part.zero_point)
+
+
+class _Single(_Call):
+    """One byte of one segment."""
+
+    def __init__(self, part: _Part, first: _First, *more: Any) -> None:
+        super().__init__(*more)
+        self.part, self.first = part, first
+        self.native = (torch.float32, torch.bfloat16) if _bfloat16_output() else (torch.float32,)
+
+    def computed(self, x: torch.Tensor) -> torch.Tensor:
+        return self._multiplied(self.codes(self.part, x), x.dtype)
+
+    def _multiplied(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return self.first(codes, dtype) if dtype in self.native else self.first(codes, torch.float32).to(dtype)
+
+
+class _Coded(_Single):
+    """One byte of one segment, without margins of its own: its codes may come from elsewhere."""
+
+    def __init__(self, part: _Part, *more: Any) -> None:
+        super().__init__(part, *more)
+        self.grid = part.grid
+
+    def from_codes(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return self._multiplied(codes, dtype)
+
+
+class _Split(_Call):
+    """Several bytes or segments, accumulated in float32."""
+
+    def __init__(self, parts: list[_Part], first: _First, more: _More, *others: Any) -> None:
+        super().__init__(*others)
+        self.head, self.first, self.tail = parts[0], first, list(zip(parts[1:], more, strict=True))
+
+    def computed(self, x: torch.Tensor) -> torch.Tensor:
+        total = self.first(self.codes(self.head, x.narrow(self.axis, 0, self.head.stop)), torch.float32)
+        for part, call in self.tail:
+            total = call(self.codes(part, x.narrow(self.axis, part.start, part.stop - part.start)), total)
         return total.to(x.dtype)
-
-    return split if tail else single
 
 
 _NEEDED = (
@@ -386,7 +411,8 @@ def _works(wide: bool) -> bool:
     inputs, weights = (data.float() - 2, rows.float() - 2), (weight, weight.flatten(1))
     for case, x, w, result in zip((operation, flat), inputs, weights, wanted, strict=True):
         ones = torch.ones(24)
-        part = _Part(0, x.shape[1], 1.0, _MAGIC + 2, 255, 0, 1.0, 2, _fit(case, w.contiguous(), ones, 1.0, 2), ones)
+        grid = Grid(1.0, _MAGIC + 2, 255)
+        part = _Part(0, x.shape[1], grid, 1.0, 2, _fit(case, w.contiguous(), ones, 1.0, 2), ones)
         codes = part.encode(x)
         found = _calls(case, [part], None)[0](codes, torch.float32)
         if not (torch.equal(codes.double(), x.double() + 2) and torch.equal(found.double(), result)):

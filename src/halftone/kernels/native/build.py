@@ -1,0 +1,123 @@
+"""Compile the C++ loops once for this machine and load them."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from halftone.foundation.files import private_cache
+
+SWITCH = "HALFTONE_NATIVE"
+_SOURCE = "codes.cpp"
+# Contraction would fuse a product and a sum, which rounds once where the definition rounds twice. Without "finite" and "no signed
+# zeros" a clamp is a branch, and the loops around it ten times slower; NaN becomes code 0 here as it does in PyTorch's operators.
+_EXACT = ("-ffp-contract=off",)
+_FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only", "-fno-signed-zeros")
+_FLAGS = ("-std=c++17", "-fPIC", *_FAST, *_EXACT)
+_TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+_SECONDS = 120
+
+
+class Unavailable(Exception):
+    """Why there are no native loops here, in words."""
+
+
+@cache
+def load() -> ctypes.CDLL | str:
+    """Return the loaded library, compiling it where no earlier process has, or the reason why it is not to be had."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return f"switched off by {SWITCH}=0"
+    try:
+        return _load()
+    except Unavailable as reason:
+        return str(reason)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def why_no_loops() -> str | None:
+    """Return why the native loops are not to be had, or None where they are; compiles them where nobody has."""
+    found = load()
+    return found if isinstance(found, str) else None
+
+
+def _load() -> ctypes.CDLL:
+    compiler = _compiler()
+    source = resources.files(__package__).joinpath(_SOURCE).read_bytes()
+    key = hashlib.sha256(b"\0".join([source, *(part.encode() for part in _identity(compiler))])).hexdigest()[:16]
+    folder = private_cache("native")
+    place = folder or Path(tempfile.mkdtemp(prefix="halftone-native-"))
+    file = place / f"codes-{key}.so"
+    try:
+        if not file.exists():
+            _compile(compiler, source, file)
+        return ctypes.CDLL(str(file))
+    finally:
+        if folder is None:
+            # Loaded, it stays so without its file.
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _compiler() -> str:
+    wanted = os.environ.get("CXX")
+    for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise Unavailable(f"no C++ compiler ({wanted or 'c++, g++ or clang++'}) on the path")
+
+
+def _identity(compiler: str) -> list[str]:
+    """Return what a compiled library depends on beside its source."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS).stdout
+    return [version, *_FLAGS, *(flag for flags in _TUNED for flag in flags), _processor()]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    # What a library compiled for one processor may use and another may lack; cache folders travel with home folders.
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _compile(compiler: str, source: bytes, file: Path) -> None:
+    """Write ``file``, or raise :class:`Unavailable` with what the compiler said."""
+    said = ""
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        code, compiled, linked = (Path(scratch) / name for name in (_SOURCE, "codes.o", "codes.so"))
+        code.write_bytes(source)
+        for threads in (("-fopenmp",), ()):
+            for tuned in _TUNED:
+                built = _run(compiler, *_FLAGS, *tuned, *threads, "-c", str(code), "-o", str(compiled))
+                # Not linked with an OpenMP of the compiler's: PyTorch's own is in the process, and two keep two sets of threads.
+                linking = built or _run(compiler, "-shared", str(compiled), "-o", str(linked))
+                if linking is None and (reason := _refused(linked)) is None:
+                    linked.replace(file)
+                    return
+                said = linking or reason or said
+    raise Unavailable(f"{compiler} cannot build the native loops: {said}")
+
+
+def _run(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[0]
+
+
+def _refused(library: Path) -> str | None:
+    """Return why the library cannot be loaded, such as functions of OpenMP that PyTorch here does not have; None if it can."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return None

@@ -1,0 +1,163 @@
+// Activations to codes in one pass over memory. Plain loops that a compiler vectorises; no headers of PyTorch.
+//
+// Both functions are exactly what onednn_int8 computes without them: a product and a sum in float32, rounded each (never fused:
+// -ffp-contract=off), where adding 1.5 * 2^23 rounds half to even and leaves the code in the low bits.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
+constexpr int64_t kGrain = 1 << 14;    // elements that are worth a thread
+
+inline uint8_t code(float x, float factor, float offset, float top, int shift) {
+    float y = x * factor;
+    y = y + offset;
+    y = y < kMagic ? kMagic : (y > top ? top : y);
+    int32_t bits;
+    std::memcpy(&bits, &y, sizeof bits);
+    return static_cast<uint8_t>(bits >> shift);
+}
+
+inline float widened(float x) { return x; }
+
+inline float widened(uint16_t x) {  // bfloat16
+    uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float y;
+    std::memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+template <typename T>
+void encode(const T* x, uint8_t* out, int64_t rows, int64_t width, int64_t stride, float factor, float offset, float top,
+            int shift) {
+    // Long rows are cut, short ones are gathered: every thread gets about as much.
+    const int64_t cut = width > kGrain ? kGrain : width;
+    const int64_t cuts = (width + cut - 1) / cut;
+    const int64_t pieces = rows * cuts;
+    const float limit = kMagic + top;
+#pragma omp parallel for schedule(static) if (rows * width > kGrain)
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t row = piece / cuts, from = (piece % cuts) * cut;
+        const int64_t count = from + cut < width ? cut : width - from;
+        const T* __restrict__ source = x + row * stride + from;
+        uint8_t* __restrict__ target = out + row * width + from;
+        for (int64_t i = 0; i < count; ++i) target[i] = code(widened(source[i]), factor, offset, limit, shift);
+    }
+}
+
+// exp(x) for x <= 88, about one unit in the last place of float32: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes).
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
+    const float shifted = x * 1.44269504088896341f + kMagic;
+    const float k = shifted - kMagic;
+    float r = x - k * 0.693359375f;
+    r = r + k * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits << 23) + (127 << 23);
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+template <typename T>
+void add(const T* __restrict__ x, float* __restrict__ sums, int64_t channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) sums[c] += widened(x[c]);
+}
+
+template <typename T>
+void add_squares(const T* __restrict__ x, const float* __restrict__ mean, float* __restrict__ sums, int64_t channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) sums[c] += (widened(x[c]) - mean[c]) * (widened(x[c]) - mean[c]);
+}
+
+template <typename T>
+void finish(const T* __restrict__ x, uint8_t* __restrict__ out, const float* __restrict__ slope, const float* __restrict__ shift,
+            int64_t channels, float factor, float offset, float limit) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) out[c] = code(widened(x[c]) * slope[c] + shift[c], factor, offset, limit, 0);
+}
+
+template <typename T>
+void finish_silu(const T* __restrict__ x, uint8_t* __restrict__ out, const float* __restrict__ slope,
+                 const float* __restrict__ shift, int64_t channels, float factor, float offset, float limit) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+        const float y = widened(x[c]) * slope[c] + shift[c];
+        out[c] = code(y / (1.0f + exponential(-y)), factor, offset, limit, 0);
+    }
+}
+
+// Replace each channel's sum by its group's mean.
+void average(std::vector<float>& sums, int64_t groups, double count) {
+    const int64_t size = static_cast<int64_t>(sums.size()) / groups;
+    for (int64_t g = 0; g < groups; ++g) {
+        double total = 0;
+        for (int64_t c = g * size; c < (g + 1) * size; ++c) total += sums[c];
+        for (int64_t c = g * size; c < (g + 1) * size; ++c) sums[c] = static_cast<float>(total / count);
+    }
+}
+
+template <typename T>
+void normalise(const T* x, uint8_t* out, int64_t samples, int64_t pixels, int64_t channels, int64_t groups, const float* weight,
+               const float* bias, float eps, int silu, float factor, float offset, float top) {
+    const float limit = kMagic + top;
+    const double count = static_cast<double>(pixels) * static_cast<double>(channels / groups);
+#pragma omp parallel for schedule(static) if (samples > 1)
+    for (int64_t n = 0; n < samples; ++n) {
+        const T* image = x + n * pixels * channels;
+        uint8_t* codes = out + n * pixels * channels;
+        std::vector<float> mean(channels), variance(channels), slope(channels), shift(channels);
+        // The mean first and the squares about it second: a sum of plain squares loses a small variance beside a large mean.
+        for (int64_t p = 0; p < pixels; ++p) add(image + p * channels, mean.data(), channels);
+        average(mean, groups, count);
+        for (int64_t p = 0; p < pixels; ++p) add_squares(image + p * channels, mean.data(), variance.data(), channels);
+        average(variance, groups, count);
+        for (int64_t c = 0; c < channels; ++c) {
+            slope[c] = (weight ? weight[c] : 1.0f) / std::sqrt(variance[c] + eps);
+            shift[c] = (bias ? bias[c] : 0.0f) - mean[c] * slope[c];
+        }
+        const auto last = silu ? finish_silu<T> : finish<T>;
+        for (int64_t p = 0; p < pixels; ++p)
+            last(image + p * channels, codes + p * channels, slope.data(), shift.data(), channels, factor, offset, limit);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// rows x width values, a row every `stride` elements, to dense codes; `top` is the greatest code, `shift` 8 for its high byte.
+void halftone_encode_float32(const float* x, uint8_t* out, int64_t rows, int64_t width, int64_t stride, float factor, float offset,
+                             float top, int shift) {
+    encode(x, out, rows, width, stride, factor, offset, top, shift);
+}
+
+void halftone_encode_bfloat16(const uint16_t* x, uint8_t* out, int64_t rows, int64_t width, int64_t stride, float factor,
+                              float offset, float top, int shift) {
+    encode(x, out, rows, width, stride, factor, offset, top, shift);
+}
+
+// Group norm, SiLU where wanted, and codes of at most 8 bits; x and out are dense with the channels last.
+void halftone_normalise_float32(const float* x, uint8_t* out, int64_t samples, int64_t pixels, int64_t channels, int64_t groups,
+                                const float* weight, const float* bias, float eps, int silu, float factor, float offset, float top) {
+    normalise(x, out, samples, pixels, channels, groups, weight, bias, eps, silu, factor, offset, top);
+}
+
+void halftone_normalise_bfloat16(const uint16_t* x, uint8_t* out, int64_t samples, int64_t pixels, int64_t channels, int64_t groups,
+                                 const float* weight, const float* bias, float eps, int silu, float factor, float offset, float top) {
+    normalise(x, out, samples, pixels, channels, groups, weight, bias, eps, silu, factor, offset, top);
+}
+}

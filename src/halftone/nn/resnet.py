@@ -1,0 +1,63 @@
+"""A residual block whose norms and activations write codes, where the convolution behind them takes codes."""
+
+from typing import Any
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from halftone.kernels.native import loops
+from halftone.nn.layers import QuantizedLayer
+
+
+class QuantizedResnetBlock2D(ResnetBlock2D):
+    """diffusers' block with less traffic: norm, SiLU and quantization in one go over memory, sums in place.
+
+    The same arithmetic up to rounding in float32, and the same modules: whatever is hooked, tapped, wrapped (an adapter), of
+    another kind or on another device takes diffusers' own way.
+    """
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the block's output ``[N, out, H, W]`` for ``[N, in, H, W]`` and the time embedding ``[N, temb]``."""
+        if (
+            args
+            or kwargs
+            or temb is None
+            or not self._plain()
+            or (torch.is_grad_enabled() and input_tensor.requires_grad)
+        ):
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        hidden = _normalised(self.norm1, self.nonlinearity, self.conv1, input_tensor)
+        if hidden is None:
+            return super().forward(input_tensor, temb)
+        shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
+        # In place: the convolution has just made it.
+        hidden = hidden.add_(shift[:, :, None, None])
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        out = _normalised(self.norm2, self.nonlinearity, self.conv2, hidden)
+        if out is None:
+            # Perhaps an adapter, whose output is its own and not to be written on.
+            total = shortcut + self.conv2(self.nonlinearity(self.norm2(hidden)))
+        else:
+            total = out.add_(shortcut)
+        return total if self.output_scale_factor == 1.0 else total / self.output_scale_factor
+
+    def _plain(self) -> bool:
+        """Whether nothing stands between the norms, the activation and the convolutions."""
+        ordinary = self.time_embedding_norm == "default" and self.time_emb_proj is not None
+        return ordinary and self.upsample is None and self.downsample is None and not self.training
+
+
+def _normalised(norm: nn.Module, activation: nn.Module, layer: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    """Return ``layer(activation(norm(x)))`` by way of codes, or None where that way is not open."""
+    if type(norm) is not nn.GroupNorm or type(activation) is not nn.SiLU or not isinstance(layer, QuantizedLayer):
+        return None
+    if _hooked(norm) or _hooked(activation):
+        return None
+    call = layer.prepared_for_codes()
+    codes = None if call is None else loops.normalise(x.detach(), norm, True, call.grid)
+    return None if call is None or codes is None else call.from_codes(codes, x.dtype)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
