@@ -9,10 +9,11 @@ from halftone.artifact.registration import register
 
 if TYPE_CHECKING:
     from halftone.api import Result, quantize
+    from halftone.models.adapters import fuse_lora
     from halftone.nn.layers import set_engine
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "quantize", "set_engine"]
+__all__ = ["Result", "__version__", "fuse_lora", "quantize", "set_engine"]
 
 register()
 
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from halftone import api
 
         return getattr(api, name)
+    if name == "fuse_lora":
+        from halftone.models.adapters import fuse_lora
+
+        return fuse_lora
     if name == "set_engine":
         from halftone.nn.layers import set_engine
 

@@ -173,6 +173,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
             raise ArtifactError(f"weights of {type(model).__name__}", f"checksum {expected}", found, fix)
         _check_numbers(model)
         self._owner = _Owner(model)
+        _allow_casts(model)
         return model
 
     # Saving.
@@ -203,7 +204,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         self.quantization_config = HalftoneConfig(description)
         self._owner = _Owner(model)
         model.hf_quantizer = self
-        model.is_quantized = True
+        _allow_casts(model)
         model.quantization_method = HalftoneMethod.HALFTONE
         model.register_to_config(quantization_config=self.quantization_config)
 
@@ -227,8 +228,7 @@ def attach(
 ) -> HalftoneConfig:
     """Let diffusers know that ``denoiser`` was quantized in place, so that its ``save_pretrained`` writes the artifact.
 
-    From then on, as for every quantized diffusers model, ``denoiser.to(dtype)``, ``.half()`` and ``.float()`` raise;
-    moving it to another device works.
+    Casting it later (``denoiser.to(dtype)``, ``from_pipe``) concerns what stayed float: codes and scales keep their numbers.
 
     Args:
         denoiser: a diffusers model that holds quantized layers.
@@ -253,6 +253,15 @@ def described(denoiser: nn.Module) -> Description | None:
     """Return what a denoiser that was loaded or attached says about itself (recipe ...), or None if it is float."""
     quantizer = getattr(denoiser, "hf_quantizer", None)
     return quantizer.quantization_config.description if isinstance(quantizer, HalftoneQuantizer) else None
+
+
+def _allow_casts(model: Any) -> None:
+    """Let ``model.to(dtype)`` do what it does to float models.
+
+    diffusers refuses to cast what calls itself quantized, and so could not make one pipeline from another (``from_pipe``).
+    A quantized layer casts nothing but its bias, so there is nothing to refuse.
+    """
+    model.is_quantized = False
 
 
 def _is_exact(owner: nn.Module, leaf: str) -> bool:

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from halftone.calibrate.sampling import batches, last_step, quiet
+from halftone.calibrate.sampling import batches, last_step, quiet, run_steps
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.progress import Progress
 from halftone.foundation.seeds import generator
@@ -105,7 +105,7 @@ def influence(
             stream.set_state(state)
         disturbed.begin(target)
         with last_step(pipe.scheduler) as last:
-            pipe(**arguments, num_inference_steps=steps, output_type="np")
+            run_steps(pipe, steps, arguments)
         return last[0].detach().float().cpu()
 
     with quiet(pipe), torch.no_grad(), _instead(network, disturbed):

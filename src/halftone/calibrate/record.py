@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from halftone.calibrate.samples import Stop, is_number, sample_leaves
-from halftone.calibrate.sampling import batches, check_steps, last_step, protocol, quiet
+from halftone.calibrate.sampling import batches, check_steps, last_step, protocol, quiet, run_steps
 from halftone.calibrate.select_contract import AbstractSelect
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.errors import CalibrationError
@@ -104,7 +104,7 @@ def count_calls(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any
     handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with quiet(pipe), last_step(pipe.scheduler), torch.no_grad():
-            pipe(**arguments, num_inference_steps=steps, output_type="np")
+            run_steps(pipe, steps, arguments)
     finally:
         handle.remove()
     return seen
@@ -153,7 +153,7 @@ def record(
                 before, hook.index = sum(hook.missing.values()), 0
                 hook.trajectories = len(arguments["generator"])
                 with contextlib.suppress(Stop):
-                    pipe(**arguments, num_inference_steps=steps, output_type="np")
+                    run_steps(pipe, steps, arguments)
                 task.advance(before - sum(hook.missing.values()))
                 if not any(hook.missing.values()):
                     break

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from halftone.calibrate.sampling import last_step, quiet
+from halftone.calibrate.sampling import last_step, quiet, run_steps
 from halftone.foundation.errors import CalibrationError
 from halftone.models.denoiser import denoiser
 
@@ -75,7 +75,7 @@ def _first_call(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any
     handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with quiet(pipe), last_step(pipe.scheduler), torch.no_grad(), contextlib.suppress(Stop):
-            pipe(**arguments, num_inference_steps=steps, output_type="np")
+            run_steps(pipe, steps, arguments)
     finally:
         handle.remove()
     if not seen:

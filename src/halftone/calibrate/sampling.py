@@ -88,6 +88,15 @@ def check_steps(pipe: DiffusionPipeline, steps: int) -> None:
         raise ConfigError(where, f"at most {most}, the steps of this model's {name}", str(steps), "50 is usual.")
 
 
+def run_steps(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any]) -> None:
+    """Run the pipeline for what happens on its way: where it has an autoencoder, nothing is decoded.
+
+    Decoding takes as long as several denoiser calls, and nobody would look at the images.
+    """
+    decoded = getattr(pipe, "vae", None) is None
+    pipe(**arguments, num_inference_steps=steps, output_type="np" if decoded else "latent")
+
+
 @contextlib.contextmanager
 def quiet(pipe: DiffusionPipeline) -> Iterator[None]:
     """Silence the pipeline's own bar, and give it back as it was."""

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from halftone.calibrate.sampling import Protocol, batches, last_step, protocol, quiet
+from halftone.calibrate.sampling import Protocol, batches, last_step, protocol, quiet, run_steps
 from halftone.foundation.build import plain
 from halftone.foundation.errors import CalibrationError, ConfigError
 from halftone.foundation.progress import Progress
@@ -190,7 +190,7 @@ def _concatenated(pipe: DiffusionPipeline, arguments: Mapping[str, Any], steps: 
 
     handle = denoiser(pipe).register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        pipe(**arguments, num_inference_steps=steps, output_type="np")
+        run_steps(pipe, steps, arguments)
     except _Found:
         pass
     finally:
@@ -233,7 +233,7 @@ def ranges_over_time(
         for arguments in batches(pipe, count, seed, batch, each or {}, call):
             size = len(arguments["generator"])
             with _Watch(network, parts) as watch:
-                pipe(**arguments, num_inference_steps=steps, output_type="np")
+                run_steps(pipe, steps, arguments)
             times = tuple(watch.times)
             bands.add(watch, size)
             task.advance(size)

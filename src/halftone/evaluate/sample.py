@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from halftone.calibrate.sampling import Protocol, batches, check_steps, last_step, protocol, quiet
+from halftone.calibrate.sampling import Protocol, batches, check_steps, last_step, protocol, quiet, run_steps
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.progress import Progress
 from halftone.models.denoiser import denoiser
@@ -137,7 +137,7 @@ def trajectories(
         for arguments in batches(pipe, count, seed, batch, each or {}, call):
             size = len(arguments["generator"])
             with _calls(denoiser(pipe)) as seen:
-                pipe(**arguments, num_inference_steps=steps, output_type="np")
+                run_steps(pipe, steps, arguments)
             times = [t for t, _, _ in seen]
             # Classifier-free guidance stacks copies of the same x_t along the batch, one after the other: [k * n, ...].
             x, y = torch.stack([x for _, x, _ in seen])[:, :size], torch.stack([y for _, _, y in seen])

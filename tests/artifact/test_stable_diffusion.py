@@ -1,0 +1,257 @@
+"""A quantized text-to-image pipeline is used like any other: made into others, edited with, adapted, controlled, rescheduled."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    ControlNetModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion
+
+import halftone
+from halftone.artifact import load_pipeline, save_pipeline
+from halftone.foundation.errors import ConfigError
+from halftone.nn import QuantizedLayer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' schedulers
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),  # a second adapter
+]
+RED = Image.new("RGB", (16, 16), (255, 0, 0))
+MASK = Image.new("L", (16, 16), 255)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion whose U-Net has 8-bit weights and inputs, calibrated with guidance over PNDM's calls."""
+    place = tmp_path_factory.mktemp("stable-diffusion")
+    pipe = tiny_stable_diffusion(place / "tokenizer")
+    decode, pipe.vae.decode = pipe.vae.decode, None  # calibration does not look at images
+    overrides = ["calibration.samples=12", "calibration.arguments={guidance_scale: 5.0}"]
+    result = halftone.quantize(pipe, "gptq-w8a8", steps=4, budget="demo", each={"prompt": PROMPTS}, overrides=overrides)
+    pipe.vae.decode = decode
+    assert result.report["trajectory"]["calls"] == 5, "PNDM calls once more than it steps"
+    return save_pipeline(pipe, place / "out")
+
+
+@pytest.fixture
+def pipe(folder: Path) -> StableDiffusionPipeline:
+    loaded = load_pipeline(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def draw(pipe: Any, prompt: Any = "red circle", **how: Any) -> np.ndarray:
+    given = {"num_inference_steps": 3, "output_type": "np", **how}
+    return pipe(prompt, generator=torch.Generator().manual_seed(0), **given).images
+
+
+def quantized(module: torch.nn.Module) -> int:
+    return sum(isinstance(layer, QuantizedLayer) and layer.scheme is not None for layer in module.modules())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"negative_prompt": "blue"},
+        {"guidance_scale": 1.0},
+        {"prompt": ["red circle", "a far longer prompt about a blue square that waves"]},
+        {"height": 32, "width": 24},
+        {"num_images_per_prompt": 2},
+    ],
+    ids=str,
+)
+def test_text_to_image_in_every_way(pipe: StableDiffusionPipeline, how: dict) -> None:
+    images = draw(pipe, how.pop("prompt", "red circle"), **how)
+    assert np.isfinite(images).all()
+    assert images.shape[1:3] == (how.get("height", 16), how.get("width", 16))
+    assert images.std() > 0
+
+
+@pytest.mark.parametrize("way", ["auto", "from_pipe", "from_pretrained"])
+def test_image_to_image(pipe: StableDiffusionPipeline, folder: Path, way: str) -> None:
+    made = {
+        "auto": lambda: AutoPipelineForImage2Image.from_pretrained(folder),
+        "from_pipe": lambda: StableDiffusionImg2ImgPipeline.from_pipe(pipe),
+        "from_pretrained": lambda: StableDiffusionImg2ImgPipeline.from_pretrained(folder),
+    }[way]()
+    assert quantized(made.unet) == quantized(pipe.unet) > 0
+    weak, strong = (draw(made, image=RED, strength=s, num_inference_steps=4) for s in (0.3, 1.0))
+    assert weak.shape == (1, 16, 16, 3)
+    assert not np.array_equal(weak, strong)
+
+
+def test_inpainting(folder: Path, pipe: StableDiffusionPipeline) -> None:
+    for made in (AutoPipelineForInpainting.from_pretrained(folder), AutoPipelineForInpainting.from_pipe(pipe)):
+        assert draw(made, image=RED, mask_image=MASK, height=16, width=16).shape == (1, 16, 16, 3)
+
+
+def test_one_pipeline_from_another_keeps_every_number(pipe: StableDiffusionPipeline) -> None:
+    before, images = {n: v.clone() for n, v in pipe.unet.state_dict().items()}, draw(pipe)
+    other = StableDiffusionPipeline.from_pipe(StableDiffusionImg2ImgPipeline.from_pipe(pipe))
+    assert all(torch.equal(value, before[name]) for name, value in other.unet.state_dict().items())
+    assert np.array_equal(draw(other), images)
+
+
+def test_saving_again_writes_the_same_bytes(folder: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    draw(pipe)
+    again = save_pipeline(pipe, tmp_path / "again")
+    for part in ("unet", "vae", "text_encoder", "scheduler"):
+        for file in (folder / part).iterdir():
+            assert file.read_bytes() == (again / part / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        DDIMScheduler,
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+    ],
+)
+def test_other_samplers(pipe: StableDiffusionPipeline, kind: Any) -> None:
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    assert np.isfinite(draw(pipe, num_inference_steps=4)).all()
+
+
+def test_offloading_between_components(pipe: StableDiffusionPipeline) -> None:
+    images = draw(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert np.array_equal(draw(pipe), images)
+
+
+def test_half_the_width(folder: Path) -> None:
+    loaded = load_pipeline(folder, dtype=torch.bfloat16)
+    assert loaded.unet.conv_in.bias.dtype == torch.bfloat16
+    assert loaded.unet.mid_block.resnets[0].conv1.weight_scale.dtype == torch.float32
+    assert np.isfinite(draw(loaded)).all()
+
+
+def lora(folder: Path, seed: int, tmp_path: Path) -> Path:
+    """Write an adapter of the attention and the convolutions, with nothing at zero."""
+    pipe = tiny_stable_diffusion(folder.parent / "tokenizer")
+    targets = ["to_q", "to_v", "to_out.0", "conv1", "conv2"]
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets))
+    torch.manual_seed(seed)
+    for name, value in pipe.unet.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(value, std=0.3)
+    place = tmp_path / f"lora-{seed}"
+    StableDiffusionPipeline.save_lora_weights(place, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    return place
+
+
+def test_adapters_are_loaded_mixed_scaled_disabled_and_deleted(
+    folder: Path, pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    plain = draw(pipe)
+    for seed in (1, 2):
+        pipe.load_lora_weights(lora(folder, seed, tmp_path), adapter_name=f"style{seed}")
+    images: dict[str, np.ndarray] = {}
+    for name, styles, weights in (
+        ("one", ["style1"], [1.0]),
+        ("both", ["style1", "style2"], [0.7, 0.4]),
+        ("none", ["style1"], [0.0]),
+    ):
+        pipe.set_adapters(styles, weights)
+        images[name] = draw(pipe)
+    assert not np.array_equal(images["one"], plain)
+    assert not np.array_equal(images["both"], images["one"])
+    assert np.array_equal(images["none"], plain)
+    pipe.set_adapters(["style1"], [1.0])
+    pipe.disable_lora()
+    assert np.array_equal(draw(pipe), plain)
+    pipe.enable_lora()
+    pipe.delete_adapters("style2")
+    assert np.array_equal(draw(pipe), images["one"])
+    pipe.unload_lora_weights()
+    assert np.array_equal(draw(pipe), plain)
+
+
+def test_fused_adapters_are_in_the_codes(folder: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    pipe.load_lora_weights(lora(folder, 1, tmp_path), adapter_name="style")
+    module = pipe.unet.mid_block.resnets[0].conv1
+    down, up = module.lora_A["style"].weight.detach(), module.lora_B["style"].weight.detach()
+    change = torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
+    wanted = module.base_layer.dequantized_weight() + 0.5 * change
+    moved = halftone.fuse_lora(pipe, lora_scale=0.5)
+    layer = pipe.unet.mid_block.resnets[0].conv1
+    assert isinstance(layer, QuantizedLayer)
+    found = layer.dequantized_weight()
+    assert float((found - wanted).norm() / wanted.norm()) == pytest.approx(moved["unet.mid_block.resnets.0.conv1"])
+    assert 0 < max(moved.values()) < 0.01, "8 bits"
+    assert len(moved) > 5
+    images = draw(pipe)
+    again = load_pipeline(save_pipeline(pipe, tmp_path / "fused"))
+    assert np.array_equal(draw(again), images)
+
+
+def test_fusing_what_cannot_be_fused(folder: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="LoRA adapters, got none"):
+        halftone.fuse_lora(pipe)
+    pipe.load_lora_weights(lora(folder, 1, tmp_path), adapter_name="style")
+    with pytest.raises(ConfigError, match="some of style, got stile"):
+        halftone.fuse_lora(pipe, adapter_names=["stile"])
+    codes = pipe.unet.mid_block.resnets[0].conv1.base_layer.weight.clone()
+    with pytest.raises(RuntimeError):
+        pipe.fuse_lora()  # PEFT's own, which adds to codes
+    assert torch.equal(pipe.unet.mid_block.resnets[0].conv1.base_layer.weight, codes)
+
+
+def test_fusing_into_float_layers_is_a_sum(folder: Path, tmp_path: Path) -> None:
+    pipe = tiny_stable_diffusion(folder.parent / "tokenizer")
+    pipe.load_lora_weights(lora(folder, 1, tmp_path), adapter_name="style")
+    images = draw(pipe)
+    assert halftone.fuse_lora(pipe) == {}
+    np.testing.assert_allclose(draw(pipe), images, atol=1e-4)
+    assert not any("lora" in name for name in pipe.unet.state_dict())
+
+
+def controlnet(pipe: StableDiffusionPipeline) -> ControlNetModel:
+    torch.manual_seed(3)
+    # Two halvings, as this autoencoder has.
+    net = ControlNetModel.from_unet(pipe.unet, conditioning_channels=3, conditioning_embedding_out_channels=(4, 8, 8))
+    for value in net.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    return net.eval()
+
+
+def test_a_controlnet_steers_a_quantized_unet(folder: Path, pipe: StableDiffusionPipeline) -> None:
+    net = controlnet(tiny_stable_diffusion(folder.parent / "tokenizer"))
+    made = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
+    assert quantized(made.unet)
+    off, on = (draw(made, image=RED, controlnet_conditioning_scale=scale) for scale in (0.0, 1.0))
+    assert not np.array_equal(off, on)
+
+
+@pytest.mark.slow
+def test_a_pipeline_with_a_controlnet_is_calibrated_with_it(folder: Path, tmp_path: Path) -> None:
+    float_pipe = tiny_stable_diffusion(folder.parent / "tokenizer")
+    made = StableDiffusionControlNetPipeline.from_pipe(float_pipe, controlnet=controlnet(float_pipe))
+    made.set_progress_bar_config(disable=True)
+    each = {"prompt": PROMPTS, "image": [RED] * len(PROMPTS)}
+    result = halftone.quantize(made, "rtn-w8a8", steps=3, budget="demo", each=each, overrides=["calibration.samples=6"])
+    (sentence,) = result.report["left_float"]
+    assert "controlnet" in sentence
+    again = load_pipeline(save_pipeline(made, tmp_path / "controlled"))
+    assert quantized(again.unet)
+    assert draw(again, image=RED).shape == (1, 16, 16, 3)
