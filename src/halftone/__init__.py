@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 from halftone.artifact.registration import register
 
 if TYPE_CHECKING:
-    from halftone.api import Result, quantize
+    from halftone.api import HalftoneConfig, Result, quantize
     from halftone.models.adapters import fuse_lora
     from halftone.nn.layers import set_engine
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "fuse_lora", "quantize", "set_engine"]
+__all__ = ["HalftoneConfig", "Result", "__version__", "fuse_lora", "quantize", "set_engine"]
 
 register()
 
 
 def __getattr__(name: str) -> Any:
     # On first use: `halftone --help` and `import halftone` need not wait for torch.
-    if name in ("quantize", "Result"):
+    if name in ("quantize", "Result", "HalftoneConfig"):
         from halftone import api
 
         return getattr(api, name)

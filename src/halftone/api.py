@@ -3,15 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
 
 from halftone.artifact import attach
+from halftone.foundation.build import plain
+from halftone.foundation.errors import ConfigError
 from halftone.foundation.progress import Progress
 from halftone.methods.contract import Run
 from halftone.recipes import Quantized, Recipe, load, run_recipe
+
+if TYPE_CHECKING:
+    from halftone.artifact.on_load import RoundOnLoad
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,32 @@ def quantize(
         notes["left_float"] = done.left_float
     attach(done.module, report["recipe"], done.identity, notes)
     return Result(pipe, report)
+
+
+def HalftoneConfig(recipe: str | Recipe, *, overrides: Sequence[str] = ()) -> "RoundOnLoad":  # noqa: N802 - named as diffusers' are
+    """Return a ``quantization_config`` with which diffusers rounds a float model while it loads it.
+
+    >>> config = PipelineQuantizationConfig(quant_mapping={"unet": HalftoneConfig("rtn-w8a32")})  # doctest: +SKIP
+    >>> pipe = DiffusionPipeline.from_pretrained(folder, quantization_config=config)  # doctest: +SKIP
+
+    For models of diffusers (denoisers, ControlNets, autoencoders), not for text encoders. Nothing is calibrated, so only the
+    weights can be quantized, and only by rounding to nearest.
+
+    Args:
+        recipe: a recipe's name, the path of a YAML file, or a loaded recipe.
+        overrides: ``path=value`` changes of the recipe.
+
+    Raises:
+        ConfigError: an unknown recipe, or one that needs calibration.
+    """
+    from halftone.artifact.on_load import RoundOnLoad
+    from halftone.methods.rounding.nearest import Nearest
+
+    loaded = recipe if isinstance(recipe, Recipe) else load(recipe, overrides=list(overrides))
+    *others, last = loaded.methods().values()
+    activations = any(rule.input or rule.operands for rule in loaded.policy)
+    if others or type(last) is not Nearest or activations:
+        got = "quantized activations" if activations else ", ".join(step["method"] for step in loaded.steps.values())
+        fix = "Calibrate with halftone.quantize(pipe, ...), or name one such as rtn-w8a32."
+        raise ConfigError(f"recipe {loaded.name}", "weights only, rounded to nearest", got, fix)
+    return RoundOnLoad(loaded.policy, last.range, plain(loaded))

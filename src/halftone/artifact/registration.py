@@ -24,10 +24,11 @@ def register() -> None:
 
 
 def _enter(tables: ModuleType) -> None:
-    from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod, HalftoneQuantizer
+    from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod
+    from halftone.artifact.on_load import quantizer
 
     tables.AUTO_QUANTIZATION_CONFIG_MAPPING[HalftoneMethod.HALFTONE.value] = HalftoneConfig
-    tables.AUTO_QUANTIZER_MAPPING[HalftoneMethod.HALFTONE.value] = HalftoneQuantizer
+    tables.AUTO_QUANTIZER_MAPPING[HalftoneMethod.HALFTONE.value] = quantizer
 
 
 class _AfterImport(MetaPathFinder):
