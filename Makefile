@@ -5,7 +5,7 @@ TORCH ?= 2.13.0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv demo test check ci clean
+.PHONY: venv demo test matrix check ci clean
 
 venv: $(STAMP)
 
@@ -23,6 +23,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+matrix: venv
+	bash scripts/matrix.sh
 
 check: venv
 	$(BIN)/ruff check .

@@ -63,9 +63,8 @@ def test_no_float_weight_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_several_components_and_another_dtype(folder: Path) -> None:
     mapping = {"unet": halftone.HalftoneConfig("rtn-w4a32"), "vae": halftone.HalftoneConfig("rtn-w8a32")}
-    pipe = DiffusionPipeline.from_pretrained(
-        folder, quantization_config=PipelineQuantizationConfig(quant_mapping=mapping), dtype=torch.bfloat16
-    )
+    config = PipelineQuantizationConfig(quant_mapping=mapping)
+    pipe = load_pipeline(folder, quantization_config=config, dtype=torch.bfloat16)
     for component in (pipe.unet, pipe.vae):
         layer = next(layer for layer in component.modules() if isinstance(layer, QuantizedLayer))
         assert layer.weight_scale.dtype == torch.float32

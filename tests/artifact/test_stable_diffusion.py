@@ -146,8 +146,15 @@ def test_half_the_width(folder: Path) -> None:
     assert np.isfinite(draw(loaded)).all()
 
 
+def load_lora(pipe: StableDiffusionPipeline, folder: Path, seed: int, tmp_path: Path, name: str) -> None:
+    """Load an adapter of the attention and the convolutions, with nothing at zero, from a file."""
+    # Older versions of diffusers do not look for the file themselves when they are offline.
+    place = lora(folder, seed, tmp_path)
+    pipe.load_lora_weights(place, weight_name="pytorch_lora_weights.safetensors", adapter_name=name)
+
+
 def lora(folder: Path, seed: int, tmp_path: Path) -> Path:
-    """Write an adapter of the attention and the convolutions, with nothing at zero."""
+    """Write an adapter, and return its folder."""
     pipe = tiny_stable_diffusion(folder.parent / "tokenizer")
     targets = ["to_q", "to_v", "to_out.0", "conv1", "conv2"]
     pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets))
@@ -165,7 +172,7 @@ def test_adapters_are_loaded_mixed_scaled_disabled_and_deleted(
 ) -> None:
     plain = draw(pipe)
     for seed in (1, 2):
-        pipe.load_lora_weights(lora(folder, seed, tmp_path), adapter_name=f"style{seed}")
+        load_lora(pipe, folder, seed, tmp_path, f"style{seed}")
     images: dict[str, np.ndarray] = {}
     for name, styles, weights in (
         ("one", ["style1"], [1.0]),
@@ -188,7 +195,7 @@ def test_adapters_are_loaded_mixed_scaled_disabled_and_deleted(
 
 
 def test_fused_adapters_are_in_the_codes(folder: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    pipe.load_lora_weights(lora(folder, 1, tmp_path), adapter_name="style")
+    load_lora(pipe, folder, 1, tmp_path, "style")
     module = pipe.unet.mid_block.resnets[0].conv1
     down, up = module.lora_A["style"].weight.detach(), module.lora_B["style"].weight.detach()
     change = torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
@@ -208,7 +215,7 @@ def test_fused_adapters_are_in_the_codes(folder: Path, pipe: StableDiffusionPipe
 def test_fusing_what_cannot_be_fused(folder: Path, pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="LoRA adapters, got none"):
         halftone.fuse_lora(pipe)
-    pipe.load_lora_weights(lora(folder, 1, tmp_path), adapter_name="style")
+    load_lora(pipe, folder, 1, tmp_path, "style")
     with pytest.raises(ConfigError, match="some of style, got stile"):
         halftone.fuse_lora(pipe, adapter_names=["stile"])
     codes = pipe.unet.mid_block.resnets[0].conv1.base_layer.weight.clone()
@@ -219,7 +226,7 @@ def test_fusing_what_cannot_be_fused(folder: Path, pipe: StableDiffusionPipeline
 
 def test_fusing_into_float_layers_is_a_sum(folder: Path, tmp_path: Path) -> None:
     pipe = tiny_stable_diffusion(folder.parent / "tokenizer")
-    pipe.load_lora_weights(lora(folder, 1, tmp_path), adapter_name="style")
+    load_lora(pipe, folder, 1, tmp_path, "style")
     images = draw(pipe)
     assert halftone.fuse_lora(pipe) == {}
     np.testing.assert_allclose(draw(pipe), images, atol=1e-4)
