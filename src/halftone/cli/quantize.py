@@ -116,8 +116,7 @@ def _quantize(
     from halftone.api import quantize
     from halftone.artifact import save_pipeline
     from halftone.cli.models import conditions, label, open_model
-    from halftone.foundation.files import write_atomically
-    from halftone.report.card import write_card
+    from halftone.foundation.files import text_digest, write_atomically
 
     pipe = open_model(model, device=device)
     each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts)
@@ -127,34 +126,27 @@ def _quantize(
     times = {"seconds": report.pop("seconds"), "device": device}
     kept = dumps(report, indent=1) + "\n"
     # So that a run killed between here and the end is seen to be finished.
-    write_atomically(work / _FINISHED, dumps({"report": _digest(kept)}))
+    write_atomically(work / _FINISHED, dumps({"report": text_digest(kept)}))
     for stale in output.resolve().parent.glob(f".{output.resolve().name}.partial-*") if how["resume"] else []:
         shutil.rmtree(stale, ignore_errors=True)
     save_pipeline(result.pipe, output, overwrite, {REPORT: kept, TIMES: dumps(times, indent=1) + "\n"})
-    write_card(output)
-    return _facts(result.pipe, output, report, times)
+    return _written(result.pipe, output, report, times)
 
 
 def _finished(output: Path, work: Path) -> dict[str, Any] | None:
     """Return the facts of a run that was stopped after it had written its output, None for any other."""
     from json import loads
 
+    from halftone.foundation.files import text_digest
+
     if not (work / _FINISHED).is_file() or not (output / REPORT).is_file():
         return None
     text = (output / REPORT).read_text(encoding="utf-8")
-    if loads((work / _FINISHED).read_text())["report"] != _digest(text):
+    if loads((work / _FINISHED).read_text())["report"] != text_digest(text):
         return None
     from halftone.cli.models import open_model
-    from halftone.report.card import write_card
 
-    write_card(output)
-    return _facts(open_model(str(output)), output, loads(text), loads((output / TIMES).read_text()))
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _written(open_model(str(output)), output, loads(text), loads((output / TIMES).read_text()))
 
 
 def _explained(error: Exception, output: Path, work: Path) -> Exception:
@@ -168,13 +160,16 @@ def _explained(error: Exception, output: Path, work: Path) -> Exception:
     return OutputError(failure.where, failure.expected, failure.got, fix.strip())
 
 
-def _facts(pipe: "DiffusionPipeline", output: Path, report: dict[str, Any], times: dict[str, Any]) -> dict[str, Any]:
+def _written(pipe: "DiffusionPipeline", output: Path, report: dict[str, Any], times: dict[str, Any]) -> dict[str, Any]:
+    """Add the card to a folder that is written, and return the facts about it."""
     from collections import Counter
 
     from halftone.artifact import sizes
     from halftone.models.denoiser import named_denoiser
     from halftone.nn.layers import quantized_layers
+    from halftone.report.card import write_card
 
+    write_card(output)
     name, module = named_denoiser(pipe)
     chosen = [layer.choice() for _, layer in quantized_layers(module)]
     return {

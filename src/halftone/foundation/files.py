@@ -189,3 +189,8 @@ def private_cache(name: str) -> Path | None:
         return None
     mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     return folder if mine and not found.st_mode & 0o022 and os.access(folder, os.W_OK) else None
+
+
+def text_digest(text: str) -> str:
+    """Return the SHA-256 of ``text`` in UTF-8, as hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()

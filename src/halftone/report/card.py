@@ -1,6 +1,5 @@
 """The model card of a quantized pipeline: the README.md of its folder, ready to upload to the Hugging Face hub."""
 
-import hashlib
 import re
 from collections import Counter
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from halftone.artifact.folder import INDEX, read_json
-from halftone.foundation.files import write_atomically
+from halftone.foundation.files import text_digest, write_atomically
 from halftone.report.layers import Layer, Model, read_model
 from halftone.report.markdown import table
 from halftone.report.pieces import COMMANDS, ROOM, Pieces, mapping, number, read_pieces
@@ -44,17 +43,13 @@ def write_card(folder: Path) -> Path | None:
     if file.exists() and not _ours(file.read_text(encoding="utf-8", errors="replace")):
         return None
     text = card(read_pieces(folder))
-    write_atomically(file, text + "\n" + _SEAL.format(_digest(text)))
+    write_atomically(file, text + "\n" + _SEAL.format(text_digest(text)))
     return file
 
 
 def _ours(text: str) -> bool:
     seal = _SEALED.search(text)
-    return seal is not None and _digest(text[: seal.start()]) == seal[1]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return seal is not None and text_digest(text[: seal.start()]) == seal[1]
 
 
 def card(pieces: Pieces) -> str:
