@@ -15,19 +15,21 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure the rows that are missing")
     run.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them: %(default)s")
     run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as '*/*w4a8*'")
-    run.add_argument("--samples", type=int, help="of every row; default 5000 in headline and budgets, 2000 elsewhere")
-    run.add_argument("--steps", type=int, default=50, help="of DDIM, for calibration and evaluation")
+    run.add_argument(
+        "--samples", type=int, help="of every row; default: 5000 in headline and budgets, 1000 in haze, 2000 elsewhere"
+    )
+    run.add_argument("--steps", type=int, default=20, help="of DDIM, for calibration and evaluation")
     run.add_argument(
         "--budget",
         choices=["demo", "fast", "paper"],
-        help="default: fast; demo in edges, ablation and timesteps. paper takes hours a row and is never a default: "
+        help="default: fast; demo in edges, bias, timesteps, ablation and budgets. paper takes hours a row and is never a default: "
         "ask for it here, or by rows such as 'budgets/*-paper'",
     )
     run.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the calibration; the first is the main"
     )
     run.add_argument("--noise", type=int, default=0, help="seed of the evaluation's noise")
-    run.add_argument("--batch", type=int, default=64, help="images at a time")
+    run.add_argument("--batch", type=int, default=16, help="images at a time")
     run.add_argument("--rounds", type=int, default=30, help="of the latency's run")
     run.add_argument("--model", default=MODEL, help="zoo:NAME or a pipeline folder; default: %(default)s")
     run.add_argument("--device", default="cpu", help="where images are drawn (simulated, unless it is the cpu)")

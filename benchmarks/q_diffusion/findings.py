@@ -49,7 +49,7 @@ def _matters(low: float, high: float) -> str:
     """Whether a change for the worse shows."""
     if low > _MATTERS:
         return SHOWS
-    return NOT if high < _MATTERS or low <= 0 <= high else OPEN
+    return NOT if high < _MATTERS else OPEN
 
 
 def _negligible(low: float, high: float) -> str:

@@ -200,6 +200,7 @@ _REMOVED = {
     "quantized operands": "no-operands",
     "bias correction": "no-bias",
     "network, but with learned steps": "learned-steps",
+    "anything not in the paper": "published",
 }
 _EQUAL, _UNJUDGED = "calibration.influence=0", "steps.reconstruct.judged_on=0"
 _CHANGED = {

@@ -34,6 +34,8 @@ def render(results: Path, docs: Path, readme: Path) -> list[str]:
             write_atomically(file, draw())
             said.append(f"drew {file.name}")
     write_atomically(docs / PAGE, page(sections, set(drawings)))
+    for orphan in set(docs.glob("q-diffusion-*.svg")) - {docs / name for name in drawings}:
+        orphan.unlink()
     said.append(f"wrote {PAGE}")
     said += [f"no rows yet: {section}" for section in SECTIONS if section not in sections]
     said += [f"stale, its recipe has changed since: {name}" for name in stale(sections)]

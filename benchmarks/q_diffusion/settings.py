@@ -47,11 +47,11 @@ class Settings:
     pattern: str = "*"
     samples: int | None = None
     budget: str | None = None
-    steps: int = 50
+    steps: int = 20
     fast_steps: int = 20
     seeds: tuple[int, ...] = (0, 1, 2)
     noise: int = 0
-    batch: int = 64
+    batch: int = 16
     model: str = MODEL
     device: str = "cpu"
     memory: int = 2 * 2**30

@@ -29,10 +29,13 @@ def error(model: QuantModel, x: torch.Tensor) -> float:
         return float((layer(x) - layer.compute(x, layer.dequantized_weight())).square().mean())
 
 
+@pytest.mark.parametrize("segments", [(12,), (8, 4)])
 def test_the_reported_errors_are_those_at_the_output(
-    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run, segments: tuple[int, ...]
 ) -> None:
-    model = ranged(joining(), vectors, run)
+    model = joining()
+    model.assign("layer", replace(model.plan.quantized()["layer"], segments=segments))
+    ranged(model, vectors, run)
     before = error(model, vectors.args[0])
     facts = SEARCH.apply(model, vectors, run).layers["layer.input"]
     assert facts["error_before"] == pytest.approx(before, rel=1e-3)

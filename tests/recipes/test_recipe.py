@@ -121,13 +121,6 @@ def test_extending_a_file_twice(write: Callable[..., str]) -> None:
     assert load(first).steps["weights"] == STEP
 
 
-def test_expectations_are_not_inherited(write: Callable[..., str]) -> None:
-    expect = [{"model": "zoo:x", "budget": "fast", "measure": "psnr", "at_least": 3}]
-    first = write("first", **BASE, expect=expect)
-    assert load(first).expect[0].at_least == 3.0
-    assert load(_file(write, "second", extends=first)).expect == ()
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [

@@ -184,6 +184,11 @@ def _keep(
     from halftone.foundation.files import write_atomically
     from halftone.report.card import write_card
 
+    if paired is None and (folder / PAIRS).exists():
+        progress.say(
+            f"note: {folder / RECORD} stays what it is: it is of pairs with a float model, and this run has none"
+        )
+        return
     if paired is not None:
         pixels = {
             name: (each.images[:_SHOWN].clip(0, 1) * 255).round().astype(np.uint8)

@@ -53,7 +53,7 @@ def show(
 
         resolved = plain(load(name, budget, assignments or []))
     # The budget is applied already, and would otherwise be applied again to a file made of this.
-    shown = _without_defaults({key: value for key, value in resolved.items() if key not in ("budgets", "expect")})
+    shown = _without_defaults({key: value for key, value in resolved.items() if key != "budgets"})
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120).rstrip()
     emit(shown, json, lambda: f"# {name} at budget {budget}\n{text}")
 

@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -58,24 +58,12 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """What the recipe is expected to reach on a zoo model; ``halftone quantize`` itself does not check it, the benchmarks do."""
-
-    model: str
-    budget: Literal["demo", "fast", "paper"]
-    measure: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-
-@dataclass(frozen=True)
 class Recipe:
     """A resolved recipe.
 
     Attributes:
         steps: by step name, in order, each a mapping of ``method`` (``room/name``) and the method's fields.
         budgets: for ``demo`` and ``fast``, overrides of the paper's settings by dotted path.
-        expect: what it should reach.
     """
 
     name: str
@@ -85,7 +73,6 @@ class Recipe:
     steps: dict[str, dict[str, Any]]
     calibration: Calibration = field(default_factory=Calibration)
     budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    expect: tuple[Expectation, ...] = ()
 
     def methods(self) -> dict[str, AbstractMethod]:
         """Return the steps' methods, built, by step name.
@@ -154,7 +141,6 @@ def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
             for path in [path for path in changes if path.startswith(f"steps.{step}.")]:
                 del changes[path]
     merged = assigned(merged, inheritance.get("set") or {})
-    merged.pop("expect", None)
     return {**merged, **data}
 
 

@@ -19,12 +19,16 @@ CARD = "README.md"
 _SEAL = "<!-- made by halftone, sha256 of the text above: {} -->\n"
 _SEALED = re.compile(r"\n<!-- made by halftone, sha256 of the text above: ([0-9a-f]{64}) -->\n\Z")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# By parts of a pipeline's class name, the first that occurs. Of others the card names no task.
 _TASKS = {
     "Inpaint": "image-to-image",
     "Img2Img": "image-to-image",
-    "StableDiffusion": "text-to-image",
-    "PixArt": "text-to-image",
-    "Flux": "text-to-image",
+    "ImageToVideo": "image-to-video",
+    **dict.fromkeys(("Wan", "CogVideoX", "LTX", "HunyuanVideo"), "text-to-video"),
+    **dict.fromkeys(
+        ("StableDiffusion", "PixArt", "Flux", "Sana", "AuraFlow", "HunyuanDiT", "QwenImage", "Lumina"), "text-to-image"
+    ),
+    **dict.fromkeys(("DDIM", "DDPM"), "unconditional-image-generation"),
 }
 
 
@@ -81,7 +85,7 @@ def card(pieces: Pieces) -> str:
 def _front_matter(pieces: Pieces, model: Model, base: str) -> str:
     index = pieces.folder / INDEX
     kind = str(read_json(index).get("_class_name", "")) if index.is_file() else ""
-    task = next((task for part, task in _TASKS.items() if part in kind), "unconditional-image-generation")
+    task = next((task for part, task in _TASKS.items() if part in kind), None)
     recipe = mapping(pieces.quantize, "recipe").get("name")
     tags = ["halftone", "quantized", *([model.bits.lower()] if model.bits else []), *([recipe] if recipe else [])]
     data = ModelCardData(library_name="diffusers", pipeline_tag=task, tags=tags)
@@ -156,21 +160,22 @@ def _calibration(pieces: Pieces) -> str:
 def _quality(pieces: Pieces) -> list[str]:
     record = pieces.evaluation
     paired, distribution = mapping(record, "paired"), mapping(record, "distribution")
-    if not paired and not distribution:
-        return [f"Not measured yet: `{COMMANDS['evaluation']}`."]
+    if not paired:
+        # A distribution distance alone is no claim: a damaged model can have a better one.
+        return [f"Not measured yet against the float model: `{COMMANDS['evaluation']}`."]
     how, rows = mapping(record, "protocol"), []
     for key, name in (("psnr", "PSNR to the float model, dB"), ("ssim", "SSIM"), ("latent_mse", "latent MSE")):
         value, low, high = (number(mapping(paired, key).get(each)) for each in ("value", "low", "high"))
-        if value is not None:
+        if value is not None and low is not None and high is not None:
             rows.append({"measure": name, "value": f"{value:.4g}", "range": f"{low:.4g} to {high:.4g}"})
-    if distribution:
-        value, floor = number(distribution.get("value")), number(mapping(distribution, "floor").get("mean"))
+    value, floor = number(distribution.get("value")), number(mapping(distribution, "floor").get("mean"))
+    if value is not None and floor is not None:
         before = number(mapping(record, "float_distribution").get("value"))
         beside = ([f"float model {before:.4g}"] if before is not None else []) + [f"floor {floor:.4g}"]
         rows.append({"measure": str(distribution.get("name")), "value": f"{value:.4g}", "range": ", ".join(beside)})
     words = (
         f"{how.get('samples')} samples, {how.get('scheduler')}, {how.get('steps')} steps, seed {how.get('seed')}, engine "
-        f"`{record.get('engine') or 'auto'}`, against `{record.get('against') or 'nothing'}` from the same noise."
+        f"`{record.get('engine') or 'auto'}`, against `{record.get('against')}` from the same noise."
     )
     return [table(rows, {"measure": "measure", "value": "value", "range": "95 % interval, or reference"}), words]
 

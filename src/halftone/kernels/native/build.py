@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -37,7 +38,7 @@ def load() -> ctypes.CDLL | str:
         return _load()
     except Unavailable as reason:
         return str(reason)
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -50,33 +51,45 @@ def why_no_loops() -> str | None:
 def _load() -> ctypes.CDLL:
     compiler = _compiler()
     source = resources.files(__package__).joinpath(_SOURCE).read_bytes()
-    key = hashlib.sha256(b"\0".join([source, *(part.encode() for part in _identity(compiler))])).hexdigest()[:16]
+    key = _digest(b"\0".join([source, *(part.encode() for part in _identity(compiler))]))
     folder = private_cache("native")
     place = folder or Path(tempfile.mkdtemp(prefix="halftone-native-"))
-    file = place / f"codes-{key}.so"
     try:
-        if not file.exists():
-            _compile(compiler, source, file)
-        return ctypes.CDLL(str(file))
+        return ctypes.CDLL(str(_whole(place, key) or _compile(compiler, source, place, key)))
     finally:
         if folder is None:
             # Loaded, it stays so without its file.
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _compiler() -> str:
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
-        found = shutil.which(name)
+def _whole(place: Path, key: str) -> Path | None:
+    """Return the library for ``key`` that an earlier process has left, if it is what its name says; damaged ones go."""
+    for file in place.glob(f"codes-{key}-*.so"):
+        if file.name == f"codes-{key}-{_digest(file.read_bytes())}.so":
+            return file
+        # To load half a library can end the process.
+        file.unlink(missing_ok=True)
+    return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _compiler() -> list[str]:
+    """Return the command of a C++ compiler: ``$CXX``, which may have arguments, or the first of the usual names."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    for command in [wanted] if wanted else [["c++"], ["g++"], ["clang++"]]:
+        found = shutil.which(command[0])
         if found:
-            return found
-    raise Unavailable(f"no C++ compiler ({wanted or 'c++, g++ or clang++'}) on the path")
+            return [found, *command[1:]]
+    raise Unavailable(f"no C++ compiler ({' '.join(wanted) or 'c++, g++ or clang++'}) on the path")
 
 
-def _identity(compiler: str) -> list[str]:
+def _identity(compiler: list[str]) -> list[str]:
     """Return what a compiled library depends on beside its source."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS).stdout
-    return [version, *_FLAGS, *(flag for flags in _TUNED for flag in flags), _processor()]
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS).stdout
+    return [*compiler, version, *_FLAGS, *(flag for flags in _TUNED for flag in flags), _processor()]
 
 
 def _processor() -> str:
@@ -88,22 +101,21 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
-def _compile(compiler: str, source: bytes, file: Path) -> None:
-    """Write ``file``, or raise :class:`Unavailable` with what the compiler said."""
+def _compile(compiler: list[str], source: bytes, place: Path, key: str) -> Path:
+    """Return the library, compiled; raises :class:`Unavailable` with what the compiler said."""
     said = ""
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
         code, compiled, linked = (Path(scratch) / name for name in (_SOURCE, "codes.o", "codes.so"))
         code.write_bytes(source)
         for threads in (("-fopenmp",), ()):
             for tuned in _TUNED:
-                built = _run(compiler, *_FLAGS, *tuned, *threads, "-c", str(code), "-o", str(compiled))
+                built = _run(*compiler, *_FLAGS, *tuned, *threads, "-c", str(code), "-o", str(compiled))
                 # Not linked with an OpenMP of the compiler's: PyTorch's own is in the process, and two keep two sets of threads.
-                linking = built or _run(compiler, "-shared", str(compiled), "-o", str(linked))
+                linking = built or _run(*compiler, "-shared", str(compiled), "-o", str(linked))
                 if linking is None and (reason := _refused(linked)) is None:
-                    linked.replace(file)
-                    return
+                    return linked.replace(place / f"codes-{key}-{_digest(linked.read_bytes())}.so")
                 said = linking or reason or said
-    raise Unavailable(f"{compiler} cannot build the native loops: {said}")
+    raise Unavailable(f"{' '.join(compiler)} cannot build the native loops: {said}")
 
 
 def _run(*command: str) -> str | None:

@@ -115,24 +115,49 @@ void normalise(const T* x, uint8_t* out, int64_t samples, int64_t pixels, int64_
                const float* bias, float eps, int silu, float factor, float offset, float top) {
     const float limit = kMagic + top;
     const double count = static_cast<double>(pixels) * static_cast<double>(channels / groups);
-#pragma omp parallel for schedule(static) if (samples > 1)
-    for (int64_t n = 0; n < samples; ++n) {
-        const T* image = x + n * pixels * channels;
-        uint8_t* codes = out + n * pixels * channels;
-        std::vector<float> mean(channels), variance(channels), slope(channels), shift(channels);
-        // The mean first and the squares about it second: a sum of plain squares loses a small variance beside a large mean.
-        for (int64_t p = 0; p < pixels; ++p) add(image + p * channels, mean.data(), channels);
-        average(mean, groups, count);
-        for (int64_t p = 0; p < pixels; ++p) add_squares(image + p * channels, mean.data(), variance.data(), channels);
-        average(variance, groups, count);
-        for (int64_t c = 0; c < channels; ++c) {
-            slope[c] = (weight ? weight[c] : 1.0f) / std::sqrt(variance[c] + eps);
-            shift[c] = (bias ? bias[c] : 0.0f) - mean[c] * slope[c];
+    // Pieces of a sample, so that one sample keeps several threads busy; their number depends on the sizes alone, and so does the
+    // order of every sum.
+    const int64_t length = pixels * channels > kGrain ? (kGrain + channels - 1) / channels : pixels;
+    const int64_t cuts = (pixels + length - 1) / length;
+    std::vector<float> sums(samples * cuts * channels), mean(samples * channels), slope(samples * channels),
+        shift(samples * channels);
+    const auto each = [&](auto&& work) {
+#pragma omp parallel for schedule(static) if (samples * cuts > 1)
+        for (int64_t piece = 0; piece < samples * cuts; ++piece) {
+            const int64_t n = piece / cuts, from = (piece % cuts) * length;
+            const int64_t to = from + length < pixels ? from + length : pixels;
+            for (int64_t p = from; p < to; ++p) work(n, (n * pixels + p) * channels, sums.data() + piece * channels);
         }
-        const auto last = silu ? finish_silu<T> : finish<T>;
-        for (int64_t p = 0; p < pixels; ++p)
-            last(image + p * channels, codes + p * channels, slope.data(), shift.data(), channels, factor, offset, limit);
+    };
+    // Add up the pieces of sample n, as the mean of each group, and leave zeros for the next time.
+    const auto averaged = [&](int64_t n) {
+        std::vector<float> total(channels);
+        for (int64_t cut = 0; cut < cuts; ++cut) {
+            float* part = sums.data() + (n * cuts + cut) * channels;
+            for (int64_t c = 0; c < channels; ++c) total[c] += part[c], part[c] = 0;
+        }
+        average(total, groups, count);
+        return total;
+    };
+    // The mean first and the squares about it second: a sum of plain squares loses a small variance beside a large mean.
+    each([&](int64_t, int64_t at, float* sum) { add(x + at, sum, channels); });
+    for (int64_t n = 0; n < samples; ++n) {
+        const std::vector<float> found = averaged(n);
+        std::memcpy(mean.data() + n * channels, found.data(), channels * sizeof(float));
     }
+    each([&](int64_t n, int64_t at, float* sum) { add_squares(x + at, mean.data() + n * channels, sum, channels); });
+    for (int64_t n = 0; n < samples; ++n) {
+        const std::vector<float> variance = averaged(n);
+        for (int64_t c = 0; c < channels; ++c) {
+            const int64_t i = n * channels + c;
+            slope[i] = (weight ? weight[c] : 1.0f) / std::sqrt(variance[c] + eps);
+            shift[i] = (bias ? bias[c] : 0.0f) - mean[i] * slope[i];
+        }
+    }
+    const auto last = silu ? finish_silu<T> : finish<T>;
+    each([&](int64_t n, int64_t at, float*) {
+        last(x + at, out + at, slope.data() + n * channels, shift.data() + n * channels, channels, factor, offset, limit);
+    });
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ class LayerOutput(AbstractMethod):
     def effort(self, job: Job) -> Effort:
         samples = min(self.samples, job.samples)
         # In each pass the model itself and every layer's exact output, then the layer once for each candidate.
-        passes = 2 * len(_PASSES) + sum(len(factors) for _, factors in _PASSES)
+        passes = 2 * (len(_PASSES) + 1) + sum(len(factors) for _, factors in _PASSES) + 2
         return Effort(job.forward().over(passes * samples, self.batch), 0, self.batch * job.largest_bytes())
 
     def _search(
@@ -90,10 +90,10 @@ class LayerOutput(AbstractMethod):
             layer.taps["input"] = searches[path]
         batches = torch.arange(len(rows)).split(self.batch)
         try:
-            with torch.no_grad(), run.progress.task("ranges", len(_PASSES) * len(batches), "batches") as task:
-                for end, factors in _PASSES:
+            with torch.no_grad(), run.progress.task("ranges", (len(_PASSES) + 1) * len(batches), "batches") as task:
+                for which in (*_PASSES, None):
                     for search in searches.values():
-                        search.begin(end, factors)
+                        search.begin(*which) if which else search.begin_last()
                     for index in batches:
                         for search in searches.values():
                             search.index = index
@@ -111,7 +111,8 @@ class LayerOutput(AbstractMethod):
 class _Search:
     """The search at one layer's input: a tap that sums, for each candidate, how wrong the layer's output is.
 
-    A pass begins, sees every sample once, and settles on the best candidate of each segment.
+    A pass begins, sees every sample once, and settles on the best candidate of each segment. The last one holds what all segments
+    have become together against the start.
     """
 
     def __init__(self, layer: QuantizedLayer, importance: Importance) -> None:
@@ -121,10 +122,11 @@ class _Search:
         self.weight = layer.dequantized_weight()
         grid = self.spec.number_format
         self.low, self.high = (start.scale * (end - start.zero_point) for end in (grid.low, grid.high))
+        self.start = self.low, self.high
         self.index = torch.empty(0, dtype=torch.long)  # of the samples that come next
         self.candidates: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.errors = torch.empty(0)  # [segments, candidates], sums
-        self.seen: list[float] = []  # the mean error at the start, and after each pass
+        self.together = False  # whether a candidate concerns all segments at once
+        self.errors, self.count = torch.empty(0), 0.0  # [segments, or 1, candidates], sums
 
     def begin(self, end: End, factors: tuple[float, ...]) -> None:
         # A grid whose zero is fixed has one width: both ends move together.
@@ -135,12 +137,16 @@ class _Search:
         ]
         self.errors, self.count = torch.zeros(len(self.low), len(factors), dtype=torch.float64), 0.0
 
+    def begin_last(self) -> None:
+        self.candidates, self.together = [self.start, (self.low, self.high)], True
+        self.errors, self.count = torch.zeros(1, 2, dtype=torch.float64), 0.0
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         exact = self.layer.compute(x, self.weight)
         for segment, errors in enumerate(self.errors):
+            moves = self.together | (torch.arange(len(self.low)) == segment)
             for i, (low, high) in enumerate(self.candidates):
-                here = torch.arange(len(self.low)) == segment
-                trial = self.spec.affine(torch.where(here, low, self.low), torch.where(here, high, self.high))
+                trial = self.spec.affine(torch.where(moves, low, self.low), torch.where(moves, high, self.high))
                 wrong = self.layer.compute(self._quantized(x, trial), self.weight) - exact
                 total, count = self.importance.sum(wrong.square(), self.index)
                 errors[i] += total
@@ -148,21 +154,18 @@ class _Search:
         return x
 
     def settle(self) -> None:
-        errors = self.errors / self.count
-        if not self.seen:
-            self.seen.append(float(errors[0, 0]))
-        chosen = errors.argmin(1)  # the first of equals, which changes nothing
+        chosen = self.errors.argmin(1).expand(len(self.low))  # the first of equals, which changes nothing
         low, high = (torch.stack(ends) for ends in zip(*self.candidates, strict=True))
         here = torch.arange(len(chosen))
         self.low, self.high = low[chosen, here], high[chosen, here]
-        self.seen.append(float(errors.amin(1).mean()))
 
     def found(self) -> dict[str, torch.Tensor]:
         best = self.spec.affine(self.low, self.high)
+        before, after = (float(error) for error in self.errors[0] / self.count)
         return {
             "scale": best.scale,
             "zero_point": best.zero_point,
-            "errors": torch.tensor([self.seen[0], self.seen[-1]]),
+            "errors": torch.tensor([before, min(before, after)]),
         }
 
     def _quantized(self, x: torch.Tensor, affine: Affine) -> torch.Tensor:

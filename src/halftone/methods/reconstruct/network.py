@@ -144,24 +144,34 @@ def _computed_again(model: QuantModel) -> Iterator[None]:
         inside = any(path.startswith(f"{unit}.") for unit in units)
         if path and not inside and model.architecture.is_unit(path, module):
             units[path] = module
+    own = {path: vars(module).get("forward") for path, module in units.items()}
     for module in units.values():
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for module in units.values():
-            del module.forward
+        for path, module in units.items():
+            # accelerate, for one, puts a forward of its own there.
+            if own[path] is None:
+                del module.forward
+            else:
+                module.forward = own[path]  # type: ignore[assignment]
 
 
 def _kept_bytes(error: OutputError) -> int:
-    """Return the bytes that the backward of one sample keeps of its forward."""
+    """Return the bytes that the backward keeps of a forward for each sample more: weights are kept once, whatever the batch."""
+    one, two = (_kept_by(error, count) for count in (1, 2))
+    return two - one
+
+
+def _kept_by(error: OutputError, count: int) -> int:
     kept: dict[int, int] = {}
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: torch.Tensor) -> torch.Tensor:
         # By storage: what several functions keep is there once.
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        error.loss(torch.zeros(1, dtype=torch.long))
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        error.loss(torch.zeros(count, dtype=torch.long))
     return sum(kept.values())
