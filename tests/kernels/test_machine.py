@@ -24,7 +24,7 @@ def test_what_cards_tell_of_the_machine_is_json() -> None:
 
 
 def test_an_engine_that_lacks_its_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn_int8, "_missing", lambda: "this PyTorch is built without oneDNN")
+    monkeypatch.setattr(onednn_int8, "missing", lambda: "this PyTorch is built without oneDNN")
     assert "built without oneDNN" in str(unavailable("torch"))
     with pytest.raises(KernelError, match="built without oneDNN.*--engine simulate"):
         require("torch")

@@ -19,7 +19,7 @@ from halftone.kernels.library.onednn_int8 import OnednnInt8
 from halftone.kernels.library.reference import Reference
 
 KERNEL = OnednnInt8()
-needs_onednn = pytest.mark.skipif(onednn_int8._missing() is not None, reason=str(onednn_int8._missing()))
+needs_onednn = pytest.mark.skipif(onednn_int8.missing() is not None, reason=str(onednn_int8.missing()))
 
 
 def linear(
@@ -98,7 +98,7 @@ def test_two_bytes_of_a_16_bit_code_are_those_of_the_definition(zero_point: int)
 @pytest.mark.parametrize("data", ["int8", "int4", "uint8", "uint6", "uint1"])
 def test_operators_always_get_uint8(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # int8 inputs would run, 4,000 times slower.
-    seen, operator = [], onednn_int8._operator
+    seen, operator = [], onednn_int8.operator
 
     def spy(name: str, overload: str = "default") -> Callable:
         real = operator(name, overload)
@@ -106,7 +106,7 @@ def test_operators_always_get_uint8(data: str, monkeypatch: pytest.MonkeyPatch) 
             (seen.append(codes.dtype), real(codes, *rest))[1] if "pointwise" in name else real(codes, *rest)
         )
 
-    monkeypatch.setattr(onednn_int8, "_operator", spy)
+    monkeypatch.setattr(onednn_int8, "operator", spy)
     operation, operands = linear(data=data)
     operands = Operands(operands.codes, operands.weight, Affine(torch.tensor([0.1]), torch.tensor([0.0])), None)
     x = torch.randn(4, 6)
@@ -253,7 +253,7 @@ def test_sums_beyond_32_bits_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("patched", "value", "reason"),
-    [("_works", lambda wide: False, "misbehave"), ("_missing", lambda: "no oneDNN", "no oneDNN")],
+    [("_works", lambda wide: False, "misbehave"), ("missing", lambda: "no oneDNN", "no oneDNN")],
 )
 def test_a_machine_that_cannot(patched: str, value: Callable, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn_int8, patched, value)

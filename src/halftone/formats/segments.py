@@ -11,8 +11,7 @@ def along_input(affine: Affine, segments: tuple[int, ...], ndim: int, dim: int) 
         return affine.view(*[1] * ndim)
     shape = [1] * ndim
     shape[dim] = -1
-    counts = torch.tensor(segments, device=affine.scale.device)
-    return Affine(affine.scale.repeat_interleave(counts), affine.zero_point.repeat_interleave(counts)).view(*shape)
+    return Affine(_spread(affine.scale, segments), _spread(affine.zero_point, segments)).view(*shape)
 
 
 def along_weight(affine: Affine, segments: tuple[int, ...], ndim: int) -> Affine:
@@ -23,3 +22,8 @@ def along_weight(affine: Affine, segments: tuple[int, ...], ndim: int) -> Affine
     counts = torch.tensor(segments, device=affine.scale.device)
     scale, zero_point = (v.repeat_interleave(counts, dim=0).t().contiguous() for v in (affine.scale, affine.zero_point))
     return Affine(scale, zero_point).view(*scale.shape, *tail)
+
+
+def _spread(values: torch.Tensor, segments: tuple[int, ...]) -> torch.Tensor:
+    # Not repeat_interleave: the size of its result is a matter of data, for which compiled graphs have no place.
+    return torch.cat([value.expand(size) for value, size in zip(values.split(1), segments, strict=True)])

@@ -191,9 +191,16 @@ class QuantizedLayer(SiteOwner):
 
     def prepared(self) -> Prepared:
         """Return the chosen kernel's call for this layer."""
+        if torch.compiler.is_compiling() or self._prepared is None:
+            self._prepare()
+        assert self._prepared is not None
+        return self._prepared
+
+    # A compiler runs this while it traces, before it has looked at what is prepared: it must find the call, not its making.
+    @torch.compiler.assume_constant_result
+    def _prepare(self) -> None:
         if self._prepared is None:
             self._prepared = self.choice().kernel.prepare(self._computed(), self.operands())
-        return self._prepared
 
     def prepared_for_codes(self) -> TakesCodes | None:
         """Return the call if it is all that the layer does with its input now, and takes codes; None otherwise."""

@@ -14,7 +14,7 @@ class QuantizedResnetBlock2D(ResnetBlock2D):
     """diffusers' block with less traffic: norm, SiLU and quantization in one go over memory, sums in place.
 
     The same arithmetic up to rounding in float32, and the same modules: whatever is hooked, tapped, wrapped (an adapter), of
-    another kind or on another device takes diffusers' own way.
+    another kind or on another device takes diffusers' own way. So does a compiler, which fuses norms, SiLU and codes itself.
     """
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -23,6 +23,7 @@ class QuantizedResnetBlock2D(ResnetBlock2D):
             args
             or kwargs
             or temb is None
+            or torch.compiler.is_compiling()
             or not self._plain()
             or (torch.is_grad_enabled() and input_tensor.requires_grad)
         ):

@@ -45,6 +45,8 @@ class QuantSpec:
             if getattr(self, name) != built:
                 fix = "The word is reserved: files and kernels know it, but nothing computes it."
                 raise ConfigError(f"{name} of a spec", f"{built}", f"{getattr(self, name)}, not built yet", fix)
+        # Once: the registry of formats looks at files, where no compiler can follow.
+        object.__setattr__(self, "_number_format", parse(self.format))
         if not self.number_format.low <= 0 <= self.number_format.high:
             raise ConfigError(f"format '{self.format}'", "a grid that holds zero")
         if self.number_format.high - self._fixed_zero_point() <= 0:
@@ -54,7 +56,7 @@ class QuantSpec:
 
     @property
     def number_format(self) -> AbstractFormat:
-        return parse(self.format)
+        return self._number_format  # type: ignore[attr-defined]
 
     @property
     def bits(self) -> int:

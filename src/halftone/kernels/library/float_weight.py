@@ -28,20 +28,30 @@ class FloatWeight(AbstractKernel):
         return None
 
     def prepare(self, operation: Operation, operands: Operands) -> Prepared:
-        # One float copy, in the dtype last asked for. The codes stay to make another one: they cost a byte for each
-        # weight, a second float copy two or four.
-        prepared: dict[torch.dtype, Prepared] = {}
+        return _Unpacked(operation, operands)
 
-        def make(dtype: torch.dtype) -> Prepared:
-            bias = None if operands.bias is None else operands.bias.to(dtype)
-            return float_call(operation, dequantized_weight(operation, operands).to(dtype), bias)
 
-        def run(x: torch.Tensor) -> torch.Tensor:
-            call = prepared.get(x.dtype)
-            if call is None:
-                call = make(x.dtype)
-                prepared.clear()
-                prepared[x.dtype] = call
-            return call(x)
+class _Unpacked:
+    """The call, with one float copy of the weight, in the dtype last asked for.
 
-        return run
+    The codes stay to make another one: they cost a byte for each weight, a second float copy two or four.
+    """
+
+    def __init__(self, operation: Operation, operands: Operands) -> None:
+        self.operation, self.operands = operation, operands
+        self.dtype: torch.dtype | None = None
+        self.call: Prepared
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() or self.dtype is not x.dtype:
+            self._unpack(x.dtype)
+        return self.call(x)
+
+    # A compiler runs this while it traces: its graph takes the float weight, and does not make it at each call.
+    @torch.compiler.assume_constant_result
+    def _unpack(self, dtype: torch.dtype) -> None:
+        if self.dtype is dtype:
+            return
+        bias = None if self.operands.bias is None else self.operands.bias.to(dtype)
+        weight = dequantized_weight(self.operation, self.operands).to(dtype)
+        self.call, self.dtype = float_call(self.operation, weight, bias), dtype

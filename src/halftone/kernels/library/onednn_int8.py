@@ -11,7 +11,7 @@ saturate at 16 bits, so wide weights are refused there.
 Not differentiable: the output is detached from the input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -22,16 +22,16 @@ from torch.nn import functional as F
 
 from halftone.formats.kinds.integer import Integer
 from halftone.foundation.errors import KernelError
+from halftone.kernels import compiled
 from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared
 from halftone.kernels.library.reference import float_call
 from halftone.kernels.native import loops
+from halftone.kernels.onednn import ConvWeight, bfloat16_output, missing, operator
 
 # Between 2**23 and 2**24 float32 holds exactly the integers, and the low byte of its bits counts them.
 _MAGIC = 1.5 * 2**23
 # Two products of a uint8 and an int8 of this size still fit into 16 bits.
 _NARROW = 64
-# Shapes remembered for each layer.
-_SHAPES = 32
 
 
 @dataclass(frozen=True)
@@ -70,36 +70,6 @@ class _Part:
         return (codes.bitwise_right_shift_(grid.shift) if grid.shift else codes).to(torch.uint8)
 
 
-class _ConvWeight:
-    """An int8 convolution weight in the layouts that the shapes met so far are computed with.
-
-    The operators reorder a weight in any other layout at every call: 10 ms for a 3x3 convolution of 384 to 192 channels
-    that itself takes 0.1 ms. One layout serves most shapes, and only layouts in use are kept.
-    """
-
-    def __init__(self, pack: Callable[[torch.Tensor, list[int] | None], torch.Tensor], weight: torch.Tensor) -> None:
-        self._pack = pack
-        self._newest = pack(weight, None)
-        self._by_shape: dict[torch.Size, torch.Tensor] = {}
-
-    def fit(self, shape: torch.Size) -> torch.Tensor:
-        """Return the weight packed for codes of ``shape``."""
-        found = self._by_shape.get(shape)
-        return self._add(shape) if found is None else found
-
-    def _add(self, shape: torch.Size) -> torch.Tensor:
-        # Unpacked again rather than kept in plain form: that would be another byte for each weight.
-        packed = self._pack(self._newest.to_dense(), list(shape))
-        for known in (self._newest, *self._by_shape.values()):
-            if _layout(known) == _layout(packed):
-                packed = known
-                break
-        if len(self._by_shape) >= _SHAPES:
-            self._by_shape.clear()
-        self._by_shape[shape] = self._newest = packed
-        return packed
-
-
 @dataclass(frozen=True)
 class OnednnInt8(AbstractKernel):
     """u8 x s8 convolutions and linears; one operator call for each byte of each segment, accumulated in float32."""
@@ -114,7 +84,7 @@ class OnednnInt8(AbstractKernel):
     def refusal(self, operation: Operation, operands: Operands) -> str | None:
         if operands.codes.device.type != "cpu":
             return f"runs on CPUs, the layer is on {operands.codes.device.type}"
-        reason = _shape_refusal(operation, operands) or _missing()
+        reason = _shape_refusal(operation, operands) or missing()
         if reason is not None:
             return reason
         weight, reason = _integers(operation, operands)
@@ -144,8 +114,8 @@ class OnednnInt8(AbstractKernel):
         parts = [p for i, span in enumerate(pairwise(bounds)) for p in _parts(operation, operands, weight, i, *span)]
         first, more = _calls(operation, parts, bias)
         if more:
-            return _Split(parts, first, more, operation, margins, empty)
-        return (_Coded if margins is None else _Single)(parts[0], first, operation, margins, empty)
+            return _Split(first, more, operation, parts, margins, empty)
+        return (_Coded if margins is None else _Single)(first, operation, parts, margins, empty)
 
 
 def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
@@ -231,15 +201,15 @@ def _fit(
 ) -> Callable[[torch.Size], torch.Tensor]:
     """Return the function from the shape of the codes to the packed weight."""
     if operation.kind == "linear":
-        packed = _operator("qlinear_prepack")(weight, None)
+        packed = operator("qlinear_prepack")(weight, None)
         return lambda shape: packed
     dimensions = weight.shape
     geometry = (list(operation.stride), list(operation.padding), list(operation.dilation), operation.groups)
 
     def pack(plain: torch.Tensor, shape: list[int] | None) -> torch.Tensor:
-        return _operator("qconv_prepack")(plain.view(dimensions), weight_scale, scale, zero_point, *geometry, shape)
+        return operator("qconv_prepack")(plain.view(dimensions), weight_scale, scale, zero_point, *geometry, shape)
 
-    return _ConvWeight(pack, weight).fit
+    return ConvWeight(pack, weight).fit
 
 
 def _resolved_padding(operation: Operation) -> tuple[Operation, list[int] | None]:
@@ -254,6 +224,15 @@ def _resolved_padding(operation: Operation) -> tuple[Operation, list[int] | None
         return replace(operation, padding=(before[0], before[1])), None
     # The operators pad both ends alike, so uneven margins are added to the codes.
     return replace(operation, padding=(0, 0)), [before[1], total[1] - before[1], before[0], total[0] - before[0]]
+
+
+def _windows(operation: Operation) -> list[tuple[int, int]]:
+    """Return, for each axis of an image, what to add to its length before dividing by the second number, the stride."""
+    if operation.kind == "linear":
+        return []
+    assert not isinstance(operation.padding, str)
+    geometry = zip(operation.padding, operation.dilation, operation.kernel_size, operation.stride, strict=True)
+    return [(2 * margin - d * (k - 1) - 1, step) for margin, d, k, step in geometry]
 
 
 _First = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
@@ -272,7 +251,7 @@ def _calls(operation: Operation, parts: list[_Part], bias: torch.Tensor | None) 
     if operation.kind == "conv2d":
         name = "qconv2d_pointwise"
         geometry = (list(operation.stride), list(operation.padding), list(operation.dilation), operation.groups)
-    plain, binary = _operator(name), _operator(name, "binary")
+    plain, binary = operator(name), operator(name, "binary")
     # Bound once: attribute lookups are a good part of what eager mode costs.
     head = parts[0]
     scale, zero_point, fit, weight_scale = head.scale, head.zero_point, head.fit, head.weight_scale
@@ -293,102 +272,80 @@ def _calls(operation: Operation, parts: list[_Part], bias: torch.Tensor | None) 
 class _Call:
     """The call of a layer: checks its input, and leaves an empty one to ``empty``."""
 
-    def __init__(self, operation: Operation, margins: list[int] | None, empty: Prepared) -> None:
-        self.axis, self.width = -1 if operation.kind == "linear" else 1, operation.in_channels
-        self.margins, self.empty = margins, empty
+    def __init__(self, operation: Operation, parts: list[_Part], margins: list[int] | None, empty: Prepared) -> None:
+        self.image, self.width, self.out = operation.kind == "conv2d", operation.in_channels, operation.out_channels
+        self.axis = 1 if self.image else -1
+        self.parts, self.margins, self.empty = parts, margins, empty
+        self.windows = _windows(operation)
+        self.number = compiled.enter(self)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[self.axis] != self.width:
             # A slice would not notice channels too many, and the operators' own message does not mention channels.
             raise KernelError("input", f"{self.width} channels along axis {self.axis}", str(list(x.shape)))
         x = x.detach() if x.requires_grad else x
-        return self.empty(x) if x.numel() == 0 else self.computed(x)
+        if x.numel() == 0:
+            return self.empty(x)
+        if torch.compiler.is_compiling():
+            return self._traced(x)
+        return self.multiplied((self._codes(part, x) for part in self.parts), x.dtype)
 
-    def computed(self, x: torch.Tensor) -> torch.Tensor:
+    def multiplied(self, codes: Iterable[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         raise NotImplementedError
 
-    def codes(self, part: _Part, x: torch.Tensor) -> torch.Tensor:
-        found = part.encode(x)
+    def _codes(self, part: _Part, x: torch.Tensor) -> torch.Tensor:
+        found = part.encode(x if len(self.parts) == 1 else x.narrow(self.axis, part.start, part.stop - part.start))
         return found if self.margins is None else F.pad(found, self.margins, value=part.zero_point)
+
+    def _traced(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output by way of one operator; what makes the codes is left to the compiler, to fuse with what is before."""
+        # In the layout that the products read: the loop that makes the codes writes them in any.
+        layout = torch.channels_last if self.image else torch.contiguous_format
+        codes = [self._codes(part, x).contiguous(memory_format=layout) for part in self.parts]
+        shape = codes[0].shape
+        if self.image:
+            sizes = [(n + more) // step + 1 for n, (more, step) in zip(shape[2:], self.windows, strict=True)]
+            return compiled.product(codes, self.number, (shape[0], self.out, *sizes), x.dtype, True)
+        return compiled.product(codes, self.number, (*shape[:-1], self.out), x.dtype, False)
 
 
 class _Single(_Call):
     """One byte of one segment."""
 
-    def __init__(self, part: _Part, first: _First, *more: Any) -> None:
+    def __init__(self, first: _First, *more: Any) -> None:
         super().__init__(*more)
-        self.part, self.first = part, first
-        self.native = (torch.float32, torch.bfloat16) if _bfloat16_output() else (torch.float32,)
+        self.first = first
+        self.native = (torch.float32, torch.bfloat16) if bfloat16_output() else (torch.float32,)
 
-    def computed(self, x: torch.Tensor) -> torch.Tensor:
-        return self._multiplied(self.codes(self.part, x), x.dtype)
-
-    def _multiplied(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return self.first(codes, dtype) if dtype in self.native else self.first(codes, torch.float32).to(dtype)
+    def multiplied(self, codes: Iterable[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        (only,) = codes
+        return self.first(only, dtype) if dtype in self.native else self.first(only, torch.float32).to(dtype)
 
 
 class _Coded(_Single):
     """One byte of one segment, without margins of its own: its codes may come from elsewhere."""
 
-    def __init__(self, part: _Part, *more: Any) -> None:
-        super().__init__(part, *more)
-        self.grid = part.grid
+    def __init__(self, *more: Any) -> None:
+        super().__init__(*more)
+        self.grid = self.parts[0].grid
 
     def from_codes(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return self._multiplied(codes, dtype)
+        return self.multiplied((codes,), dtype)
 
 
 class _Split(_Call):
     """Several bytes or segments, accumulated in float32."""
 
-    def __init__(self, parts: list[_Part], first: _First, more: _More, *others: Any) -> None:
+    def __init__(self, first: _First, more: _More, *others: Any) -> None:
         super().__init__(*others)
-        self.head, self.first, self.tail = parts[0], first, list(zip(parts[1:], more, strict=True))
+        self.first, self.more = first, more
 
-    def computed(self, x: torch.Tensor) -> torch.Tensor:
-        total = self.first(self.codes(self.head, x.narrow(self.axis, 0, self.head.stop)), torch.float32)
-        for part, call in self.tail:
-            total = call(self.codes(part, x.narrow(self.axis, part.start, part.stop - part.start)), total)
-        return total.to(x.dtype)
-
-
-_NEEDED = (
-    ("qconv_prepack", "default"),
-    ("qconv2d_pointwise", "default"),
-    ("qconv2d_pointwise", "binary"),
-    ("qlinear_prepack", "default"),
-    ("qlinear_pointwise", "default"),
-    ("qlinear_pointwise", "binary"),
-)
-
-
-@cache
-def _operator(name: str, overload: str = "default") -> Any:
-    return getattr(getattr(torch.ops.onednn, name), overload)
-
-
-def _layout(packed: torch.Tensor) -> bytes:
-    return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
-
-
-@cache
-def _missing() -> str | None:
-    """Return what of PyTorch's oneDNN is absent here, or None."""
-    if not torch.backends.mkldnn.is_available():
-        return "this PyTorch is built without oneDNN"
-    for name, overload in _NEEDED:
-        try:
-            _operator(name, overload)
-        except AttributeError:
-            return f"PyTorch {torch.__version__} has no operator onednn::{name}.{overload}"
-    if not hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md"):
-        return f"PyTorch {torch.__version__} has no operator mkldnn::_get_mkldnn_serialized_md"
-    return None
-
-
-@cache
-def _bfloat16_output() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    def multiplied(self, codes: Iterable[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        rest = iter(codes)
+        total = self.first(next(rest), torch.float32)
+        for call, part in zip(self.more, rest, strict=True):
+            total = call(part, total)
+        return total.to(dtype)
 
 
 @cache
