@@ -298,8 +298,7 @@ def _readme_row(section: Section, row: Result) -> list[str]:
     bits, method = row.labels["bits"], row.labels["method"]
     linear = pick(section, method="rtn", bits=bits, seed="main")
     pairs, known = row.paired or {}, linear is not None and linear is not row and comparable(row, linear)
-    name = "float32" if method == "float" else f"q-diffusion-{bits}"
-    timed = [tables.latencies(section, batch).get(name) for batch in ("1", "16")]
+    timed = [tables.timed_as(row, tables.latencies(section, batch)) for batch in ("1", "16")]
     return [
         tables.NAMES[method],
         "32" if method == "float" else bits.upper(),

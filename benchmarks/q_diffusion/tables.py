@@ -94,9 +94,15 @@ def minutes(row: Result) -> str:
 
 def _timed(row: Result, times: dict[str, dict[str, Any]]) -> str:
     """Return a row's latency: layers of equal formats run the same kernels, whichever method found the numbers."""
-    bits = row.labels.get("bits")
-    name = "float32" if row.labels["method"] == "float" else f"q-diffusion-{bits}"
-    return f"{times[name]['median']:.1f}" if name in times else "-"
+    found = timed_as(row, times)
+    return f"{found['median']:.1f}" if found else "-"
+
+
+def timed_as(row: Result, times: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the timed row of a model of this row's formats; None where there is none."""
+    if row.labels["method"] == "float":
+        return times.get("float32")
+    return next((each for name, each in times.items() if name.endswith(f"-{row.labels.get('bits')}")), None)
 
 
 def headline(section: Section) -> list[str]:
