@@ -162,8 +162,9 @@ def test_a_sample_does_not_depend_on_its_neighbours(name: str, case: Case) -> No
     call = kernel.prepare(operation, operands)
     together = call(x)
     for sample, result in zip(x, together, strict=True):
-        # Float arithmetic may sum in another order for another batch; integer arithmetic may not.
-        rounding = 0.0 if kernel.arithmetic == "integer" else 2e-6 * terms(operation, operands, x)
+        # Float arithmetic may sum in another order for another batch. Integer sums may not differ; their scale and bias may be
+        # rounded once or twice, by where a sample falls in a vector.
+        rounding = (2.5e-7 if kernel.arithmetic == "integer" else 2e-6) * terms(operation, operands, x)
         assert float((call(sample.unsqueeze(0))[0] - result).abs().max()) <= rounding
 
 
