@@ -113,7 +113,7 @@ def test_stopped_after_the_folder_was_written(
 ) -> None:
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("halftone.cli.quantize._facts", interrupt)
+        patch.setattr("halftone.cli.quantize._written", interrupt)
         assert halftone("quantize", model, *WORK, "-o", output).code == 130
     assert output.is_dir() and (tmp_path / "out.work").is_dir()
     done = halftone("quantize", model, *WORK, "-o", output, "--resume", "--json")
