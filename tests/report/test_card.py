@@ -50,7 +50,7 @@ def test_what_was_measured_stands_with_its_circumstances(folder: Path) -> None:
 
 def test_what_was_not_measured_names_the_command(tmp_path: Path) -> None:
     text = card(read_pieces(put(tmp_path, {"quantize": records()["quantize"]}, samples=False)))
-    assert "Not measured yet: `halftone evaluate" in text
+    assert "Not measured yet against the float model: `halftone evaluate" in text
     assert "Not measured yet: `halftone bench" in text
 
 
