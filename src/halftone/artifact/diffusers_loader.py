@@ -173,7 +173,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
             raise ArtifactError(f"weights of {type(model).__name__}", f"checksum {expected}", found, fix)
         _check_numbers(model)
         self._owner = _Owner(model)
-        allow_casts(model)
+        _allow_casts(model)
         return model
 
     # Saving.
@@ -204,7 +204,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         self.quantization_config = HalftoneConfig(description)
         self._owner = _Owner(model)
         model.hf_quantizer = self
-        allow_casts(model)
+        _allow_casts(model)
         model.quantization_method = HalftoneMethod.HALFTONE
         model.register_to_config(quantization_config=self.quantization_config)
 
@@ -255,7 +255,7 @@ def described(denoiser: nn.Module) -> Description | None:
     return quantizer.quantization_config.description if isinstance(quantizer, HalftoneQuantizer) else None
 
 
-def allow_casts(model: Any) -> None:
+def _allow_casts(model: Any) -> None:
     """Let ``model.to(dtype)`` do what it does to float models.
 
     diffusers refuses to cast what calls itself quantized, and so could not make one pipeline from another (``from_pipe``).

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod, HalftoneQuantizer, allow_casts
+from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod, HalftoneQuantizer
 from halftone.artifact.schema import METHOD
 
 if TYPE_CHECKING:
@@ -84,27 +84,17 @@ class RoundingQuantizer(HalftoneQuantizer):
         **kwargs: Any,
     ) -> None:
         """Round one weight, as it is in the file, and let go of it."""
-        from halftone.formats import quantize
-        from halftone.formats.segments import along_weight
-        from halftone.quant.weights import weight_affine
-
         path = param_name.removesuffix(".weight")
         layer, scheme = self._layers[path], self._schemes[path]
-        weight = state_dict[param_name].float()
-        affine = weight_affine(weight, (weight.shape[1],), scheme.weight, self._given.range)
-        broadcast = along_weight(affine, (weight.shape[1],), weight.ndim)
-        layer.hold(quantize(weight, broadcast, scheme.weight.number_format), affine, scheme)
-        for name, value in [("weight", layer.weight.data), *layer.named_buffers(recurse=False)]:
-            if name == "weight":
-                layer.weight = nn.Parameter(value.to(target_device), requires_grad=False)
-            else:
-                layer._buffers[name] = value.to(target_device)
+        layer.hold_nearest(state_dict[param_name].float(), scheme, self._given.range)
+        layer.weight = nn.Parameter(layer.weight.data.to(target_device), requires_grad=False)
+        for name, value in list(layer.named_buffers(recurse=False)):
+            layer._buffers[name] = value.to(target_device)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         from halftone.artifact.structure import describe
 
         self._layers = {}
-        allow_casts(model)
         self.adopt(model, describe(model, self._given.recipe))
         return model
 

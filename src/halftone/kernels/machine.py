@@ -40,7 +40,7 @@ def machine_report() -> dict:
     """Return what ``halftone doctor`` shows, JSON-safe.
 
     ``torch``, ``processor``, ``threads``, ``cpu_capability``, ``flags`` (name -> bool, None where this PyTorch cannot
-    tell), ``mkldnn``, ``cuda`` (device names) ``engines`` (name -> None when it can run, else the reason) and
+    tell), ``mkldnn``, ``cuda`` (device names), ``engines`` (name -> None when it can run, else the reason) and
     ``native_loops`` (None, or why there are none and PyTorch's operators do their work).
     """
     return {

@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from halftone.formats import quantize
-from halftone.formats.segments import along_weight
 from halftone.foundation.errors import ConfigError
 from halftone.nn import QuantizedLayer
-from halftone.quant.weights import weight_affine
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -40,7 +37,7 @@ def fuse_lora(
     Raises:
         ConfigError: no adapter is loaded, none has that name, or one that is no plain LoRA lies on a quantized layer.
     """
-    wrapped = [(name, path, module) for name, path, module in _wrapped(pipe)]
+    wrapped = list(_wrapped(pipe))
     if not wrapped:
         raise ConfigError(
             "fuse_lora", "a pipeline with LoRA adapters", "none", "Load one with pipe.load_lora_weights()."
@@ -71,12 +68,7 @@ def _rounded(layer: QuantizedLayer, change: torch.Tensor, estimator: str) -> flo
     """Round the layer's weight plus ``change`` to nearest; return how far that moves it, relative to its norm."""
     assert layer.scheme is not None
     weight = layer.dequantized_weight() + change
-    affine = weight_affine(weight, layer.segments, layer.scheme.weight, estimator)
-    layer.hold(
-        quantize(weight, along_weight(affine, layer.segments, weight.ndim), layer.scheme.weight.number_format),
-        affine,
-        layer.scheme,
-    )
+    layer.hold_nearest(weight, layer.scheme, estimator)
     return float((layer.dequantized_weight() - weight).norm() / weight.norm().clamp(min=1e-12))
 
 

@@ -3,19 +3,21 @@
 They stay subclasses so that PEFT finds them, and can be constructed as float layers, which is how PEFT builds its adapters.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from halftone.formats import Affine, pack, packed_size, unpack
+from halftone.formats import Affine, pack, packed_size, quantize, unpack
+from halftone.formats.segments import along_weight
 from halftone.foundation.errors import ConfigError
 from halftone.kernels import Choice, Operands, Operation, Prepared, TakesCodes, choose
 from halftone.kernels.library.reference import dequantized_weight
 from halftone.nn.sites import SiteOwner
 from halftone.quant import QuantSpec
+from halftone.quant.weights import weight_affine
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,12 @@ class QuantizedLayer(SiteOwner):
             # As its code: the zero point of a signed format may be negative.
             code = scheme.weight.number_format.encode(affine.zero_point.detach())
             self.register_buffer("weight_zero_point", code)
+
+    def hold_nearest(self, weight: torch.Tensor, scheme: Scheme, estimator: str | Mapping[str, Any]) -> None:
+        """Enter the quantized state with ``weight`` rounded to nearest, its ranges from a range estimator."""
+        affine = weight_affine(weight, scheme.segments or (weight.shape[1],), scheme.weight, estimator)
+        broadcast = along_weight(affine, scheme.segments or (weight.shape[1],), weight.ndim)
+        self.hold(quantize(weight, broadcast, scheme.weight.number_format), affine, scheme)
 
     def _enter(self, scheme: Scheme, packed: torch.Tensor) -> None:
         for name in ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point"):

@@ -1,7 +1,8 @@
 // Activations to codes in one pass over memory. Plain loops that a compiler vectorises; no headers of PyTorch.
 //
-// Both functions are exactly what onednn_int8 computes without them: a product and a sum in float32, rounded each (never fused:
-// -ffp-contract=off), where adding 1.5 * 2^23 rounds half to even and leaves the code in the low bits.
+// A code is exactly what onednn_int8 computes without these loops: a product and a sum in float32, rounded each (never fused:
+// -ffp-contract=off), where adding 1.5 * 2^23 rounds half to even and leaves the code in the low bits. The norm and SiLU before it
+// are PyTorch's up to rounding.
 
 #include <cmath>
 #include <cstdint>

@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from halftone.calibrate.trajectory import Trajectory
-from halftone.formats import quantize
-from halftone.formats.segments import along_weight
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job
 from halftone.models.cost import Work
 from halftone.models.quant_model import QuantModel
-from halftone.quant.weights import passes, range_estimator, weight_affine
+from halftone.quant.weights import passes, range_estimator
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,7 @@ class Nearest(AbstractMethod):
         for path in run.progress.track(schemes, "rounding weights", unit="layers"):
             scheme, weight = schemes[path], model.originals[path]
             layer = model.layer(path)
-            segments = scheme.segments or (weight.shape[1],)
-            affine = weight_affine(weight, segments, scheme.weight, self.range)
-            broadcast = along_weight(affine, segments, weight.ndim)
-            layer.hold(quantize(weight, broadcast, scheme.weight.number_format), affine, scheme)
+            layer.hold_nearest(weight, scheme, self.range)
             error = (layer.dequantized_weight() - weight).square().sum() / weight.square().sum().clamp(min=1e-20)
             layers[path] = {"weight_error": float(error.sqrt())}
         return StepReport(layers)
