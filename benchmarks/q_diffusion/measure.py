@@ -66,7 +66,7 @@ def _quality(row: Row, workshop: Workshop) -> dict[str, Any]:
     module = denoiser(pipe)
     agreement = _agreement(row, pipe, workshop) if engine == "torch" and _integer(module) else None
     halftone.set_engine(module, engine)
-    drawn = workshop.draw(pipe, row.samples, row.sampler)
+    drawn = workshop.quantized_samples(row, pipe, engine)
     folder = workshop.artifact_of(row) / "model" / workshop.part
     levels = brighter(drawn.images, against.images)
     return {

@@ -1,8 +1,9 @@
-"""Where pipelines and float samples come from: each made once, kept in the cache, used by every row."""
+"""Where pipelines and samples come from: each made once, kept in the cache, used by every row."""
 
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -86,6 +87,7 @@ class Workshop:
             progress=self.progress,
         )
         seconds = time.monotonic() - began
+        shutil.rmtree(folder / "samples", ignore_errors=True)  # of a model that was there before
         save_pipeline(result.pipe, folder / "model", overwrite=True)
         facts = {
             "seconds": round(seconds, 1),
@@ -98,19 +100,29 @@ class Workshop:
         write_atomically(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
         shutil.rmtree(work, ignore_errors=True)
 
-    # The float model's samples.
+    # Samples.
 
     def float_samples(self, count: int, sampler: str) -> Samples:
         """Return the float model's samples, the same for all rows of a sampler."""
         file = self._cache_file("float", sampler)
+        return self._stored(file, count, sampler, lambda: self.load_float(sampler).to(self.settings.device))
+
+    def quantized_samples(self, row: Row, pipe: DiffusionPipeline, engine: str) -> Samples:
+        """Return the samples of the row's quantized ``pipe``, drawn once for all rows that share its model."""
+        given = self.settings
+        name = f"{row.sampler}{steps_of(row.sampler, given)}-noise{given.noise}-{given.device}-{engine}.npz"
+        return self._stored(self.artifact_of(row) / "samples" / name, row.samples, row.sampler, lambda: pipe)
+
+    def _stored(self, file: Path, count: int, sampler: str, make: Callable[[], DiffusionPipeline]) -> Samples:
+        """Return the first ``count`` samples in ``file``, or draw them with the pipeline that ``make`` returns."""
         if file.exists():
             with np.load(file) as stored:
                 images, latents, seconds = stored["images"], stored["latents"], float(stored["seconds"])
             if len(images) >= count:
-                facts = self._protocol(count, sampler)
                 # A sample depends on its seed and index alone, so fewer samples are the first of many.
+                facts = self._protocol(count, sampler)
                 return Samples(images[:count], latents[:count], facts, seconds * count / len(images))
-        drawn = self.draw(self.load_float(sampler).to(self.settings.device), count, sampler)
+        drawn = self.draw(make(), count, sampler)
         _save(file, images=drawn.images, latents=drawn.latents, seconds=np.array(drawn.seconds))
         return drawn
 

@@ -109,6 +109,19 @@ def test_the_harness_runs_and_goes_on_where_it_stopped(settings: Settings, monke
     assert "again: headline/float (other samples)" in said
 
 
+@pytest.mark.slow
+def test_rows_that_share_a_model_share_its_samples(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    _only(monkeypatch, "headline/float", "headline/rtn-w4a8-seed0", "edges/rtn-w4a8-wide")
+    assert run(settings, lambda line: None) == []
+    found = read(settings.results)
+    first, second = found["headline"]["rtn-w4a8-seed0"].metrics, found["edges"]["rtn-w4a8-wide"].metrics
+    assert first["evaluation"] == second["evaluation"] and first["image_mse"] == second["image_mse"]
+    kept = [file for file in settings.cache.glob("models/rtn-w4a8-*/samples/*.npz")]
+    assert len(kept) == 1
+    with np.load(kept[0]) as stored:
+        assert len(stored["images"]) == settings.samples
+
+
 def path_of_text(settings: Settings, name: str) -> str:
     row = next(row for row in plan.rows(settings) if row.section == "headline" and row.name == name)
     return path_of(row, settings).read_text(encoding="utf-8")
