@@ -88,15 +88,19 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
         nn.Conv2d(6, 4, (1, 3), stride=2),
         nn.Conv2d(6, 4, 3, dilation=2, padding=2),
         nn.Conv2d(6, 4, 3, groups=2),
+        nn.Conv2d(6, 4, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)),
     ],
-    ids=["3x3", "1x3 strided", "dilated", "grouped"],
+    ids=["3x3", "1x3 strided", "dilated", "grouped", "uneven"],
 )
 def test_a_convolution_is_a_linear_on_its_rows(conv: nn.Conv2d) -> None:
     x = torch.randn(2, 6, 7, 8)
-    parts = zip(input_rows(conv, x).chunk(conv.groups, 1), conv.weight.flatten(1).chunk(conv.groups), strict=True)
+    rows = input_rows(conv, x, torch.arange)
+    parts = zip(rows.chunk(conv.groups, 1), conv.weight.flatten(1).chunk(conv.groups), strict=True)
     out = torch.cat([rows @ weight.t() for rows, weight in parts], dim=1) + conv.bias
     wanted = conv(x)
     assert torch.allclose(out.view(2, -1, 4).transpose(1, 2).reshape(wanted.shape), wanted, atol=1e-5)
+    some = torch.randperm(len(rows))[:5]
+    assert torch.equal(input_rows(conv, x, lambda count: some), rows[some])
 
 
 def test_on_a_model_every_layer_is_no_worse_by_its_own_measure(

@@ -1,5 +1,6 @@
 """GPTQ: round the weights column by column and let the columns that are left make up for the error."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -87,15 +88,14 @@ class Gptq(AbstractMethod):
         """Return the work and the working bytes of one layer's Hessian and rounding, without the passes."""
         batch, n = min(self.walk_batch, samples), layer.columns
         batches = -(-samples // batch)
-        rows = batch * layer.rows
-        seen = min(rows, self.rows_per_batch)
+        seen = min(batch * layer.rows, self.rows_per_batch)
         out = layer.weights // n // layer.groups
-        moment = Work(batches * seen * n * n, batches * 3 * rows * n, batches * 10)
+        moment = Work(batches * seen * n * n, batches * 3 * seen * n, batches * 10)
         # Two factorisations, an inverse and the errors before and after in float64, which counts twice; then column by column the
         # rest of its block, and block by block the rest of the row.
         rounding = Work(4 * n**3 + 4.5 * out * n * n, 170 * out * n, 30 * n)
         return moment.times(self._streams) + rounding.times(layer.groups), FLOAT_BYTES * (
-            2 * rows * n * layer.groups + 13 * n * n
+            2 * seen * n * layer.groups + 13 * n * n
         )
 
     def _round(self, model: QuantModel, unit: Unit, path: str, run: Run) -> dict[str, torch.Tensor]:
@@ -160,10 +160,7 @@ class _Rows:
         found: list[torch.Tensor] = []
 
         def look(module: nn.Module, args: tuple) -> None:
-            rows = input_rows(module, args[0].float())
-            if len(found) == len(self.keep):
-                self.keep.append(torch.randperm(len(rows), generator=self.random)[: self.count])
-            found.append(rows[self.keep[len(found)]])
+            found.append(input_rows(module, args[0].float(), lambda rows: self._kept(len(found), rows)))
 
         hook = self.layer.register_forward_pre_hook(look)
         try:
@@ -174,6 +171,12 @@ class _Rows:
         if not found:
             raise CalibrationError(f"inputs of a layer in {unit.path}", "a layer that runs", "one that does not")
         return torch.cat(found)
+
+    def _kept(self, time: int, rows: int) -> torch.Tensor:
+        """Return which of so many rows are kept when the layer runs for the ``time``-th time."""
+        if time == len(self.keep):
+            self.keep.append(torch.randperm(rows, generator=self.random)[: self.count])
+        return self.keep[time]
 
 
 def compensated(weight: torch.Tensor, second: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Tensor:
@@ -189,15 +192,33 @@ def compensated(weight: torch.Tensor, second: torch.Tensor, cross: torch.Tensor,
     return weight + torch.linalg.solve(h, change.t()).t().float()
 
 
-def input_rows(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return the input as the rows that the flattened weight multiplies: ``[rows, in * kernel]``, groups side by side."""
+def input_rows(layer: nn.Module, x: torch.Tensor, keep: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    """Return the input as rows that the flattened weight multiplies, ``[rows, in * kernel]``, groups side by side.
+
+    Args:
+        keep: the indices of the rows to return, given how many there are. Only these are unfolded: a convolution has a row for
+            each pixel it puts out, many more than a moment needs.
+    """
     if isinstance(layer, nn.Linear):
-        return x.flatten(0, -2)
+        rows = x.flatten(0, -2)
+        return rows[keep(len(rows))]
     assert isinstance(layer, nn.Conv2d)
     if isinstance(layer.padding, str):
         raise CalibrationError("gptq", "convolutions with numeric padding", layer.padding)
-    patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return patches.transpose(1, 2).flatten(0, 1)
+    high, wide = layer.padding
+    padded = nn.functional.pad(x, (wide, wide, high, high)).permute(0, 2, 3, 1)  # the channels of a pixel together
+    down, across = (
+        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        for size, pad, dilation, kernel, stride in zip(
+            x.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
+        )
+    )
+    row = keep(len(x) * down * across)
+    sample, y, x0 = row // (down * across), row // across % down * layer.stride[0], row % across * layer.stride[1]
+    y = y[:, None] + torch.arange(layer.kernel_size[0]) * layer.dilation[0]
+    x0 = x0[:, None] + torch.arange(layer.kernel_size[1]) * layer.dilation[1]
+    patches = padded[sample[:, None, None], y[:, :, None], x0[:, None, :]]  # [rows, kernel, kernel, in]
+    return patches.permute(0, 3, 1, 2).flatten(1)
 
 
 def round_columns(
