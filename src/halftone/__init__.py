@@ -9,11 +9,12 @@ from halftone.artifact.registration import register
 
 if TYPE_CHECKING:
     from halftone.api import HalftoneConfig, Result, quantize
+    from halftone.artifact.watch import TrajectoryWarning
     from halftone.models.adapters import fuse_lora
     from halftone.nn.layers import set_engine
 
 __version__ = "0.1.0"
-__all__ = ["HalftoneConfig", "Result", "__version__", "fuse_lora", "quantize", "set_engine"]
+__all__ = ["HalftoneConfig", "Result", "TrajectoryWarning", "__version__", "fuse_lora", "quantize", "set_engine"]
 
 register()
 
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from halftone import api
 
         return getattr(api, name)
+    if name == "TrajectoryWarning":
+        from halftone.artifact.watch import TrajectoryWarning
+
+        return TrajectoryWarning
     if name == "fuse_lora":
         from halftone.models.adapters import fuse_lora
 

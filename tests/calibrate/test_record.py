@@ -152,7 +152,7 @@ def test_identity(pipe: DDIMPipeline) -> None:
     }
     assert {key: identity[key] for key in expected} == expected
     assert identity["scheduler_config"]["num_train_timesteps"] == 1000
-    assert set(identity) == {*expected, "scheduler_config"}
+    assert set(identity) == {*expected, "scheduler_config", "reach"}
 
 
 def test_saved_and_loaded_is_identical(guided: GuidedPipeline, tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ class HalftoneQuantizer(DiffusersQuantizer):
             owner._buffers[leaf] = value
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        from halftone.artifact.watch import watch
+
         lines, self._lines = self._lines, {}
         missing = [name for name in model.state_dict() if name not in lines]
         if missing:
@@ -174,6 +176,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         _check_numbers(model)
         self._owner = _Owner(model)
         _allow_casts(model)
+        watch(model, self.quantization_config.description.trajectory)
         return model
 
     # Saving.
@@ -200,11 +203,14 @@ class HalftoneQuantizer(DiffusersQuantizer):
 
     def adopt(self, model: Any, description: Description) -> None:
         """Make this the quantizer of ``model``, which ``description`` describes."""
+        from halftone.artifact.watch import watch
+
         parse(to_json(description))  # what is written can be read
         self.quantization_config = HalftoneConfig(description)
         self._owner = _Owner(model)
         model.hf_quantizer = self
         _allow_casts(model)
+        watch(model, description.trajectory)
         model.quantization_method = HalftoneMethod.HALFTONE
         model.register_to_config(quantization_config=self.quantization_config)
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from halftone.foundation.progress import Progress
 from halftone.foundation.seeds import generator
 from halftone.models.denoiser import denoiser, refuse_cache
 from halftone.models.precision import as_float
+from halftone.models.reach import reach
 
 
 class _Hook:
@@ -170,7 +171,8 @@ def record(
     }
     trajectory = _join(hook, wanted, identity)
     trajectory.check()
-    return trajectory
+    reached = reach(denoiser(pipe), trajectory.args, trajectory.kwargs)
+    return replace(trajectory, identity={**identity, "reach": reached})
 
 
 _IDENTITY = ("pipeline", "scheduler", "steps", "eta", "seed", "dtype")

@@ -1,0 +1,61 @@
+"""A quantized denoiser says when it is called unlike all that it was calibrated on: another size, a ControlNet, other timesteps."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from halftone.foundation.errors import ArtifactError
+from halftone.models.reach import beyond
+from halftone.nn.sites import sites
+
+
+class TrajectoryWarning(UserWarning):
+    """The denoiser runs outside the trajectory that its activation ranges come from. The images may still be good: look."""
+
+
+class _Watch:
+    """A forward pre-hook that warns once for each kind of difference."""
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self.known, self.said = known, set[str]()
+
+    def __call__(self, network: nn.Module, args: tuple, kwargs: dict) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for kind, sentence in beyond(self.known, network, args, kwargs).items():
+            if kind not in self.said:
+                self.said.add(kind)
+                text = f"{type(network).__name__} is called with {sentence}. Measure it, or calibrate for this use."
+                warnings.warn(text, TrajectoryWarning, stacklevel=2)
+
+
+def watch(network: nn.Module, trajectory: Mapping[str, Any] | None) -> None:
+    """Let a quantized ``network`` warn in calls beyond the reach of the ``trajectory`` (an identity) that it was calibrated on.
+
+    Once is enough; weights alone have no ranges that a call could leave.
+
+    Raises:
+        ArtifactError: a reach of another form.
+    """
+    known = (trajectory or {}).get("reach")
+    if known is None or not any(owner.is_quantized(site) for _, owner, site in sites(network)):
+        return
+    if not _is_reach(known):
+        raise ArtifactError("trajectory.reach", "shapes by input and a span of timesteps", str(known)[:200])
+    if not any(isinstance(hook, _Watch) for hook in network._forward_pre_hooks.values()):
+        network.register_forward_pre_hook(_Watch(known), with_kwargs=True)
+
+
+def _is_reach(known: Any) -> bool:
+    if not isinstance(known, Mapping) or not isinstance(known.get("inputs"), Mapping):
+        return False
+    times = known.get("timesteps", {"low": 0, "high": 0, "step": 0})
+    spans = isinstance(times, Mapping) and all(
+        isinstance(times.get(key), int | float) for key in ("low", "high", "step")
+    )
+    return spans and all(
+        isinstance(shape, list) and all(isinstance(size, int) for size in shape) for shape in known["inputs"].values()
+    )

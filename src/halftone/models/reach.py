@@ -1,0 +1,76 @@
+"""How far a trajectory reaches: the inputs that its calls had, their shapes, and the timesteps between which they lie.
+
+Stored in the artifact, so that a quantized denoiser can tell a call unlike all that it was calibrated on.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+_TIMESTEP = "timestep"  # as diffusers' denoisers call it, all of them
+
+
+def named_inputs(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return a call's tensors by name, however the pipeline passed them; nested ones as ``added_cond_kwargs['text_embeds']``."""
+    names = list(inspect.signature(type(network).forward).parameters)[1:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if isinstance(given.get(_TIMESTEP), int | float):
+        given[_TIMESTEP] = torch.tensor(given[_TIMESTEP])
+    found = {}
+    for name, value in given.items():
+        for path, leaf in pytree.tree_leaves_with_path(value):
+            if isinstance(leaf, torch.Tensor):
+                found[name + pytree.keystr(path)] = leaf
+    return found
+
+
+def shapes(inputs: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    """Return the shape of each input without its first axis, which counts samples; empty for a number."""
+    return {name: list(leaf.shape[1:]) for name, leaf in inputs.items()}
+
+
+def timesteps(inputs: Mapping[str, torch.Tensor]) -> dict[str, float] | None:
+    """Return the least and the greatest timestep and the mean step between those there are; None where there are none."""
+    values = inputs.get(_TIMESTEP)
+    if values is None:
+        return None
+    distinct = values.flatten().double().unique()
+    low, high = float(distinct[0]), float(distinct[-1])
+    return {"low": low, "high": high, "step": (high - low) / max(len(distinct) - 1, 1)}
+
+
+def reach(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the reach of recorded calls, JSON-safe: ``inputs`` by name and, where there are any, ``timesteps``."""
+    inputs = named_inputs(network, args, kwargs)
+    times = timesteps(inputs)
+    return {"inputs": shapes(inputs), **({} if times is None else {"timesteps": times})}
+
+
+def beyond(known: Mapping[str, Any], network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Return what about a call is unlike the calls of the reach ``known``: a sentence for each kind of difference, none if alike.
+
+    A timestep is unlike if it lies more than one step outside. One on an accelerator is not looked at: to ask for its value
+    would stop the machine in every call.
+    """
+    inputs, found = named_inputs(network, args, kwargs), {}
+    now, then = shapes(inputs), known["inputs"]
+    other = [f"{name} {now[name]} instead of {then[name]}" for name in now if name in then and now[name] != then[name]]
+    if other:
+        found["shapes"] = "other shapes (without the batch): " + "; ".join(other[:3])
+    for kind, words, names in (
+        ("more", "inputs that calibration did not see", now.keys() - then.keys()),
+        ("fewer", "nothing for inputs that calibration had", then.keys() - now.keys()),
+    ):
+        if names:
+            found[kind] = f"{words}: " + ", ".join(sorted({name.partition("[")[0] for name in names}))
+    times, value = known.get("timesteps"), inputs.get(_TIMESTEP)
+    if times and value is not None and value.device.type == "cpu" and value.numel():
+        low, high = times["low"] - times["step"], times["high"] + times["step"]
+        if float(value.min()) < low or float(value.max()) > high:
+            span = f"{times['low']:g} to {times['high']:g}"
+            found["timesteps"] = f"timestep {float(value.max()):g}, where calibration had {span}"
+    return found
