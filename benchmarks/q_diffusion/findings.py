@@ -164,19 +164,17 @@ def ablation(rows: Section) -> list[Finding]:
 def timesteps(rows: Section) -> list[Finding]:
     """Coverage of the whole trajectory matters, the number of samples hardly does."""
     found: list[Finding] = []
-    for bits in ("w4a8", "w4a32"):
-        whole = pick(rows, bits=bits, select="uniform", samples="budget")
-        for part in ("first-half", "last-half", "first-quarter", "last-quarter"):
-            claim = f"{bits}: the {part.replace('-', ' ')} of the steps alone is a bad calibration."
-            found += _claim(claim, "it", pick(rows, bits=bits, select=part), whole, _matters)
-        for other in ("random", "normal"):
-            claim = f"{bits}: {other} selection brings nothing."
-            found += _claim(claim, f"{other} selection", pick(rows, bits=bits, select=other), whole, _brings_nothing)
-        many = pick(rows, bits=bits, samples="1024")
-        for count in ("64", "256"):
-            claim = f"{bits}: once the timesteps are covered, the number of samples hardly matters."
-            what = f"{count} samples in place of 1024"
-            found += _claim(claim, what, pick(rows, bits=bits, samples=count), many, _negligible)
+    whole = pick(rows, select="uniform", samples="budget")
+    for part in ("first-half", "middle-half", "last-half"):
+        claim = f"the {part.replace('-', ' ')} of the steps alone is a bad calibration."
+        found += _claim(claim, "it", pick(rows, select=part), whole, _matters)
+    for other in ("random", "normal"):
+        claim = f"{other} selection brings nothing."
+        found += _claim(claim, f"{other} selection", pick(rows, select=other), whole, _brings_nothing)
+    many = pick(rows, samples="1024")
+    for count in ("64", "256"):
+        claim = "once the timesteps are covered, the number of samples hardly matters."
+        found += _claim(claim, f"{count} samples in place of 1024", pick(rows, samples=count), many, _negligible)
     return found
 
 

@@ -50,7 +50,6 @@ def rows(settings: Settings) -> list[Row]:
         "haze": _haze,
         "budgets": _budgets,
         "edges": _edges,
-        "bias": _bias,
         "trajectory": _trajectory,
         "timesteps": _timesteps,
         "ablation": _ablation,
@@ -117,32 +116,15 @@ def _budgets(settings: Settings) -> Iterator[Row]:
 
 def _edges(settings: Settings) -> Iterator[Row]:
     """The first and the last layer with the bits of all others, beside the recipes' wide ones (decision 0011)."""
-    narrow = {
-        "w4a8": (
-            "policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",
-            "policy.1.input={format: uint8}",
-        ),
-        "w4a32": ("policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",),
-    }
+    narrow = (
+        "policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",
+        "policy.1.input={format: uint8}",
+    )
     yield _row(settings, "edges", "float", "float", labels={"method": "float"})
-    for bits, method in itertools.product(narrow, ("rtn", "q-diffusion")):
-        for edges, overrides in (("narrow", narrow[bits]), ("wide", ())):
-            labels = {"method": method, "bits": bits, "edges": edges}
-            name, recipe = f"{method}-{bits}-{edges}", f"{method}-{bits}"
-            yield _row(settings, "edges", name, "quality", recipe, overrides=overrides, labels=labels)
-
-
-def _bias(settings: Settings) -> Iterator[Row]:
-    """Rounding with and without bias correction, which is in GPTQ's recipe and, for the paper's baseline, is not."""
-    changes = {
-        ("rtn", "corrected"): ("steps.bias={method: corrections/bias}",),
-        ("gptq", "none"): ("steps.bias={method: corrections/bias, skip: ['*']}",),
-    }
-    yield _row(settings, "bias", "float", "float", labels={"method": "float"})
-    for bits, method, bias in itertools.product(("w4a8", "w8a8"), ("rtn", "gptq"), ("none", "corrected")):
-        labels = {"method": method, "bits": bits, "bias": bias}
-        name, overrides = f"{method}-{bits}-{bias}", changes.get((method, bias), ())
-        yield _row(settings, "bias", name, "quality", f"{method}-{bits}", overrides=overrides, labels=labels)
+    for method, (edges, overrides) in itertools.product(("rtn", "q-diffusion"), (("narrow", narrow), ("wide", ()))):
+        labels = {"method": method, "bits": "w4a8", "edges": edges}
+        name, recipe = f"{method}-w4a8-{edges}", f"{method}-w4a8"
+        yield _row(settings, "edges", name, "quality", recipe, overrides=overrides, labels=labels)
 
 
 def _trajectory(settings: Settings) -> Iterator[Row]:
@@ -158,24 +140,20 @@ def _trajectory(settings: Settings) -> Iterator[Row]:
 
 
 def _timesteps(settings: Settings) -> Iterator[Row]:
+    """At W4A8; what the timesteps are worth to the weights alone is in the ablation."""
     yield _row(settings, "timesteps", "float", "float", labels={"bits": "float"})
     selections = {
         "uniform": (),
         "first-half": ("calibration.select={name: part, which: first, share: 0.5}",),
         "middle-half": ("calibration.select={name: part, which: middle, share: 0.5}",),
         "last-half": ("calibration.select={name: part, which: last, share: 0.5}",),
-        "first-quarter": ("calibration.select={name: part, which: first, share: 0.25}",),
-        "last-quarter": ("calibration.select={name: part, which: last, share: 0.25}",),
         "random": ("calibration.select=random",),
         "normal": ("calibration.select=normal",),
     }
-    for bits in ("w4a8", "w4a32"):
-        for select, overrides in selections.items():
-            if bits == "w4a32" and select not in ("uniform", "first-half", "last-half"):
-                continue  # whether weights alone need the whole trajectory takes no more than these
-            labels = {"bits": bits, "select": select, "samples": "budget"}
-            name, recipe = f"{bits}-{select}", f"q-diffusion-{bits}"
-            yield _row(settings, "timesteps", name, "quality", recipe, overrides=overrides, labels=labels)
+    for select, overrides in selections.items():
+        labels = {"bits": "w4a8", "select": select, "samples": "budget"}
+        name = f"w4a8-{select}"
+        yield _row(settings, "timesteps", name, "quality", "q-diffusion-w4a8", overrides=overrides, labels=labels)
     for count in (64, 256, 1024):
         labels = {"bits": "w4a8", "select": "uniform", "samples": str(count)}
         overrides = (f"calibration.samples={count}",)

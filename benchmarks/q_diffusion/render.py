@@ -77,7 +77,6 @@ def page(sections: dict[str, Section], drawn: set[str]) -> str:
         "headline": _headline,
         "haze": _haze,
         "edges": _edges,
-        "bias": _bias,
         "ablation": _ablation,
         "timesteps": _timesteps,
         "trajectory": _trajectory,
@@ -203,21 +202,8 @@ def _edges(section: Section, drawn: set[str]) -> list[str]:
         "Every recipe gives the first and the last layer 8-bit weights and 16-bit inputs (*wide*, decision 0011). "
         "*Narrow*: they have the bits of all other layers, as in the official code."
     )
-    return _variants("First and last layer", words, section, {"edges": "first and last layer"})
-
-
-def _bias(section: Section, drawn: set[str]) -> list[str]:
-    words = (
-        "The recipes of GPTQ and Q-Diffusion end with a bias correction (decision 0013), the paper's baseline does not. "
-        "Here linear and GPTQ have it and lack it; for Q-Diffusion see the ablation."
-    )
-    return _variants("Bias correction", words, section, {"bias": "biases"})
-
-
-def _variants(title: str, words: str, section: Section, varied: dict[str, str]) -> list[str]:
-    """Return a section in which every method stands with each variant of one thing; ``varied`` is its head by label."""
-    columns = {"method": "model", "bits": "bits", **varied}
-    lines = [f"## {title}", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
+    columns = {"method": "model", "bits": "bits", "edges": "first and last layer"}
+    lines = ["## First and last layer", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
     return lines + tables.floor_sentence(section)
 
 
