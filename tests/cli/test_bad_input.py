@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def refused(halftone: Halftone, words: list[str], *arguments: object, code: int 
         (["evaluate", "x", "--expect", "psnr>=20"], ["--against"]),
         (["evaluate", "x", "--against", "y", "--expect", "pnsr>=20"], ["Did you mean 'psnr'"]),
         (["evaluate", "x", "--against", "y", "--expect", "psnr=20"], ["psnr>=20"]),
-        (["zoo", "train", "fashion-unet", "--data", "/nowhere.npz"], ["--data"]),
+        (["zoo", "train", "fashion-unet", "--data", "/nowhere.npz"], ["--data", "no such file"]),
     ],
 )
 def test_requests_that_are_wrong_by_themselves(halftone: Halftone, arguments: list[str], words: list[str]) -> None:
@@ -68,6 +69,7 @@ def test_nothing_is_said_on_stdout_when_json_was_asked_for(halftone: Halftone) -
         (["-r", "rtn-w4a8", "--set", "steps.weights.rang=shrink"], ["rang", "Did you mean 'range'"]),
         (["-r", "rtn-w4a8", "--set", "steps.activations.range=ema"], ["steps.activations.range", "moving_average"]),
         (["-r", "rtn-w4a8", "--set", "calibration.samples=0"], ["calibration.samples", "1 or more"]),
+        (["-r", "rtn-w4a8", "--set", "policy.0.weight.format=uint99"], ["format 'uint99'", "1 to 16 bits"]),
         (["-r", "rtn-w4a8", "--set", "policy.0={roles: '*'}"], ["roles alone", "float_input"]),
         (["-r", "rtn-w4a8", "--set", "step.weights=1"], ["Did you mean 'steps'"]),
         (["-r", "rtn-w4a8", "--set", "steps.weights"], ["path.to.key=value"]),
@@ -82,6 +84,28 @@ def test_quantize_refuses(
 ) -> None:
     refused(halftone, words, "quantize", model, *options, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_command_at_all_shows_the_help(halftone: Halftone) -> None:
+    done = halftone()
+    assert done.code == 2 and done.out == ""
+    assert done.err.startswith("Usage: halftone")
+
+
+def test_an_output_inside_another_pipeline(halftone: Halftone, model: Path) -> None:
+    refused(halftone, ["inside the pipeline"], "quantize", model, *QUICK, "-o", model / "unet" / "quantized")
+    assert not (model / "unet" / "quantized").exists()
+
+
+def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(app, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["halftone", "--version"])
+    assert app.main() == 0
+    with warnings.catch_warnings(record=False):
+        warnings.simplefilter("always")
+        warnings.warn("look at it", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: look at it\n"
 
 
 def test_a_recipe_that_contradicts_itself(halftone: Halftone, model: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from halftone.artifact.folder import INDEX, check_folder
 from halftone.artifact.registration import register
-from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError
-from halftone.foundation.files import staged_folder, write_atomically
+from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError, OutputError
+from halftone.foundation.files import check_output, staged_folder, write_atomically
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -80,9 +80,10 @@ def save_pipeline(
         beside: contents of further files by their paths inside the folder, which appear together with it.
 
     Raises:
-        OutputError: the folder exists and may not be overwritten, the disk is full, no permission, or the model is not
-            in a state to be saved (see :func:`halftone.artifact.attach`).
+        OutputError: the folder exists and may not be overwritten, or lies inside another pipeline's; the disk is full, no
+            permission, or the model is not in a state to be saved (see :func:`halftone.artifact.attach`).
     """
+    check_place(folder, overwrite)
     with staged_folder(folder, overwrite) as stage:
         pipe.save_pretrained(stage)
         for file in (stage / INDEX, *stage.glob("*/*config.json")):
@@ -90,6 +91,18 @@ def save_pipeline(
         for name, content in (beside or {}).items():
             write_atomically(stage / name, content)
     return Path(folder)
+
+
+def check_place(folder: str | Path, overwrite: bool = False) -> None:
+    """Refuse a folder that :func:`save_pipeline` would refuse, for work to be refused before it begins.
+
+    Raises:
+        OutputError: ``folder`` exists and may not be overwritten, or lies inside another pipeline's folder.
+    """
+    check_output(folder, overwrite)
+    around = next((parent for parent in Path(folder).resolve().parents if (parent / INDEX).is_file()), None)
+    if around is not None:
+        raise OutputError(str(folder), "a place of its own", f"one inside the pipeline {around}", "Choose another.")
 
 
 def _forget_origin(file: Path) -> None:

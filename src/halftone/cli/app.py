@@ -11,8 +11,9 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -76,6 +77,9 @@ def run(arguments: Sequence[str]) -> int:
             raise
         if debug:
             traceback.print_exc()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr, flush=True)
+            return _WRONG_REQUEST
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "halftone"
         _complain(error.format_message(), f"Try: {path} --help")
@@ -105,9 +109,22 @@ def _has_checkpoints(line: Sequence[str]) -> bool:
     return any(entry.name in line and "work" in entry.options for entry in CATALOG)
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as the commands show everything: one line, without the place in the code."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Entry point of the ``halftone`` command."""
     keep_freed_memory()
+    warnings.showwarning = _show_warning
     # A parent that ignores interrupts (a script's background job) must not make a long run unstoppable by them.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -38,10 +38,11 @@ def _versions() -> dict[str, Any]:
 def _human(found: dict[str, Any]) -> str:
     flags = found["flags"]
     has, lacks = ([name for name, value in flags.items() if value is wanted] for wanted in (True, False))
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
     lines = [
         f"halftone {found['halftone']}, Python {found['python']}, torch {found['torch']}, "
         f"diffusers {found['diffusers']}",
-        f"processor  {found['processor']}, {found['threads']} threads, {found['memory_bytes'] / 1e9:.0f} GB of memory",
+        f"processor  {found['processor']}, {threads}, {found['memory_bytes'] / 1e9:.0f} GB of memory",
         f"           {found['cpu_capability']}; has {', '.join(has) or 'none'} of {', '.join(flags)}",
         f"           oneDNN {'yes' if found['mkldnn'] else 'no'}",
         f"cuda       {', '.join(found['cuda']) or 'no device'}",

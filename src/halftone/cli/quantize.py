@@ -65,14 +65,14 @@ def command(
       halftone quantize my-model --recipe gptq-w4a32 --prompts captions.txt --steps 25 -o out --memory 4GB
       halftone quantize my-model --recipe mine.yaml --set calibration.samples=256 -o out --resume
     """
-    from halftone.foundation.files import check_output
+    from halftone.artifact.pipeline import check_place
 
     bound = byte_count(memory) if memory else None
     work = output.parent / (output.resolve().name + ".work")
     with working() as progress:
         done = _finished(output, work) if resume else None
         if done is None:
-            check_output(output, overwrite)
+            check_place(output, overwrite)
             lines = read_prompts(prompts) if prompts else None
             _check_request(recipe, budget, assignments, roles, work, resume)
             try:

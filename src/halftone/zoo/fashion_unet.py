@@ -42,6 +42,8 @@ def check(data: Path) -> None:
     try:
         with np.load(data) as archive:
             missing = wanted - set(archive.files)
+    except FileNotFoundError as error:
+        raise ConfigError(f"--data {data}", "a Fashion-MNIST npz", "no such file") from error
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
         raise ConfigError(f"--data {data}", "a Fashion-MNIST npz", type(error).__name__) from error
     if missing:

@@ -21,7 +21,7 @@ class Integer(AbstractFormat):
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 16:
-            raise FormatError(self.name, "1 to 16 bits", str(self.bits))
+            raise FormatError(f"format '{self.name}'", "1 to 16 bits", str(self.bits))
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
