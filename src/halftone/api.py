@@ -24,7 +24,7 @@ class Result:
     """What became of a pipeline.
 
     Attributes:
-        pipe: the pipeline, its denoiser quantized in place; ``pipe.save_pretrained`` writes the artifact.
+        pipe: the pipeline, one component quantized in place; ``pipe.save_pretrained`` writes the artifact.
         report: recipe, calibration identity, steps, seconds and layers, JSON-safe.
     """
 
@@ -46,9 +46,10 @@ def quantize(
     memory: int | None = None,
     keep: torch.dtype = torch.float32,
     roles: str | Path | None = None,
+    component: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Quantize the pipeline's denoiser in place.
+    """Quantize the pipeline's denoiser, or another component, in place.
 
     >>> result = halftone.quantize(pipe, "q-diffusion-w4a8", steps=50, seed=0)  # doctest: +SKIP
     >>> result.pipe.save_pretrained("out")  # doctest: +SKIP
@@ -65,6 +66,8 @@ def quantize(
         memory: bytes of activations held in memory while walking (the rest is spilled to ``work``).
         keep: dtype in which activations are held.
         roles: role table (TOML) for an architecture without one.
+        component: name of the one to quantize, such as ``vae`` or ``controlnet``; None is the denoiser. Call it once for each.
+            Of an autoencoder the decoder is calibrated; the encoder, which only image inputs need, gets its weights rounded.
         progress: where to show progress; nothing by default.
 
     Raises:
@@ -78,7 +81,7 @@ def quantize(
         keep=keep,
         progress=progress or Progress(enabled=False),
     )
-    done: Quantized = run_recipe(pipe, loaded, steps, run, resume, each, Path(roles) if roles else None)
+    done: Quantized = run_recipe(pipe, loaded, steps, run, resume, each, Path(roles) if roles else None, component)
     report = {**done.plain(), "budget": budget, "seed": seed}
     notes = {"budget": budget, "seed": seed, "roles": done.roles(), "source": done.source}
     if done.left_float:

@@ -74,14 +74,22 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @needs_loops
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"out_channels": 16, "groups_out": 8}, {"output_scale_factor": 1.4}, {"skip_time_act": True}],
+    [
+        {},
+        {"out_channels": 16, "groups_out": 8},
+        {"output_scale_factor": 1.4},
+        {"skip_time_act": True},
+        {"temb_channels": None, "time_embedding_norm": "group"},  # of an autoencoder
+    ],
     ids=str,
 )
 def test_it_computes_what_diffusers_block_computes(
     make: Callable[..., ResnetBlock2D], inputs: tuple, changes: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block, taken = make(**changes), ways(monkeypatch)
-    kept = [x.clone() for x in inputs]
+    if block.time_emb_proj is None:
+        inputs = (inputs[0], None)
+    kept = inputs[0].clone()
     assert type(block) is QuantizedResnetBlock2D
     with torch.no_grad():
         found = block(*inputs)
@@ -89,7 +97,7 @@ def test_it_computes_what_diffusers_block_computes(
     wanted = own_way(block, *inputs)
     # A code may be its neighbour here and there: a step of the input, times a weight.
     assert float((found - wanted).square().mean().sqrt()) < 1e-3 * float(wanted.square().mean().sqrt())
-    assert all(torch.equal(x, before) for x, before in zip(inputs, kept, strict=True)), "inputs are not written on"
+    assert torch.equal(inputs[0], kept), "inputs are not written on"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,6 @@ def test_it_computes_what_diffusers_block_computes(
         {"down": True},
         {"time_embedding_norm": "scale_shift"},
         {"non_linearity": "gelu"},
-        {"temb_channels": None},
     ],
     ids=str,
 )
@@ -107,9 +114,8 @@ def test_other_blocks_go_diffusers_way(
     make: Callable[..., ResnetBlock2D], inputs: tuple, changes: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block, taken = make(**changes), ways(monkeypatch)
-    given = inputs if block.time_emb_proj is not None else (inputs[0], None)
     with torch.no_grad():
-        assert torch.equal(block(*given), own_way(block, *given))
+        assert torch.equal(block(*inputs), own_way(block, *inputs))
     assert taken == []
 
 

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halftone.artifact.accounting import sizes
+    from halftone.artifact.accounting import component_sizes, sizes
     from halftone.artifact.diffusers_loader import HalftoneConfig, attach, described
     from halftone.artifact.folder import check_folder
     from halftone.artifact.outline import load_outline
@@ -25,6 +25,7 @@ _ROOMS = {
     "save_pipeline": "pipeline",
     "register": "registration",
     "Description": "schema",
+    "component_sizes": "accounting",
     "sizes": "accounting",
 }
 
@@ -33,6 +34,7 @@ __all__ = [
     "HalftoneConfig",
     "attach",
     "check_folder",
+    "component_sizes",
     "described",
     "load_outline",
     "load_pipeline",

@@ -1,11 +1,15 @@
 """Bytes of a quantized denoiser: what they are spent on, and how few they could be."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from halftone.nn import AttentionOperands, QuantizedLayer
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 def sizes(denoiser: nn.Module, folder: str | Path | None = None) -> dict[str, int]:
@@ -38,6 +42,24 @@ def sizes(denoiser: nn.Module, folder: str | Path | None = None) -> dict[str, in
     if folder is not None:
         counted["file"] = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     return counted
+
+
+def component_sizes(pipe: "DiffusionPipeline") -> dict[str, dict[str, Any]]:
+    """Return for each network of the pipeline its ``class``, how many linears and 2-D convolutions it has (``layers``) and how
+    many of them hold codes (``quantized``), the bytes of its tensors in memory and, with all weights in float32, ``unquantized``.
+    """
+    found = {}
+    for name, module in pipe.components.items():
+        if isinstance(module, nn.Module):
+            counted, layers = sizes(module), [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+            found[name] = {
+                "class": type(module).__name__,
+                "layers": len(layers),
+                "quantized": sum(isinstance(m, QuantizedLayer) and m.scheme is not None for m in layers),
+                "bytes": sum(counted[purpose] for purpose in ("codes", "scales", "zero_points", "float")),
+                "unquantized": counted["unquantized"],
+            }
+    return found
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

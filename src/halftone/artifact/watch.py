@@ -35,12 +35,16 @@ class _Watch:
 def watch(network: nn.Module, trajectory: Mapping[str, Any] | None) -> None:
     """Let a quantized ``network`` warn in calls beyond the reach of the ``trajectory`` (an identity) that it was calibrated on.
 
-    Once is enough; weights alone have no ranges that a call could leave.
+    Of an autoencoder the decoder is watched, which was calibrated. Once is enough; weights alone have no ranges that a call
+    could leave.
 
     Raises:
         ArtifactError: a reach of another form.
     """
-    known = (trajectory or {}).get("reach")
+    known, path = (trajectory or {}).get("reach"), (trajectory or {}).get("network", "")
+    if not isinstance(path, str) or path not in dict(network.named_modules()):
+        raise ArtifactError("trajectory.network", "the path of a module in it", str(path)[:200])
+    network = network.get_submodule(path)
     if known is None or not any(owner.is_quantized(site) for _, owner, site in sites(network)):
         return
     if not _is_reach(known):

@@ -94,18 +94,21 @@ def _rows(leaf: torch.Tensor, rows: int) -> torch.Tensor:
     return leaf.reshape(1).expand(rows) if is_number(leaf) else leaf
 
 
-def count_calls(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any]) -> int:
-    """Return the number of denoiser calls of one sampling; some samplers call more than once in a step."""
+def count_calls(
+    pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any], network: nn.Module | None = None
+) -> int:
+    """Return how often one sampling calls the denoiser, or ``network``; some samplers call it more than once in a step."""
+    network = network or denoiser(pipe)
     seen = 0
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal seen
         seen += 1
 
-    handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
+    handle = network.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with quiet(pipe), last_step(pipe.scheduler), torch.no_grad():
-            run_steps(pipe, steps, arguments)
+            run_steps(pipe, steps, arguments, network)
     finally:
         handle.remove()
     return seen
@@ -120,6 +123,7 @@ def record(
     batch: int = 32,
     progress: Progress | None = None,
     each: Mapping[str, Sequence[Any]] | None = None,
+    network: nn.Module | None = None,
     **call: Any,
 ) -> Trajectory:
     """Sample with the float pipeline and return ``samples`` of its denoiser's inputs.
@@ -128,25 +132,27 @@ def record(
         select: which calls the samples come from.
         steps: ``num_inference_steps`` of the sampler.
         each: pipeline arguments with one value a trajectory, such as prompts; taken again from the start when they run out.
+        network: another module that the pipeline calls, whose inputs are wanted instead.
         call: further pipeline arguments (``eta``, ``guidance_scale``).
 
     Raises:
         CalibrationError: no samples asked for, an enabled cache, inputs that are NaN or constant, or that differ between calls in
             more than their samples.
     """
-    refuse_cache(denoiser(pipe))
+    network = network or denoiser(pipe)
+    refuse_cache(network)
     check_steps(pipe, steps)
     if samples < 1 or steps < 1:
         raise CalibrationError("calibration", "at least one sample and one step", f"{samples} samples, {steps} steps")
     first = next(batches(pipe, 1, seed, 1, {k: list(v)[:1] for k, v in (each or {}).items()}, call))
-    calls = count_calls(pipe, steps, first)
+    calls = count_calls(pipe, steps, first, network)
     chosen = select.choose(calls, samples, generator(seed, "calibration", "select"))
     wanted = dict(sorted(Counter(chosen.tolist()).items()))
     two = next(batches(pipe, 2, seed, 2, {k: list(v)[:1] * 2 for k, v in (each or {}).items()}, call))
-    hook = _Hook(wanted, sample_leaves(pipe, steps, first, two if batch > 1 else None))
+    hook = _Hook(wanted, sample_leaves(pipe, network, steps, first, two if batch > 1 else None))
     most = max(wanted.values())
     repeated = {k: [v[i % len(v)] for i in range(most)] for k, v in (each or {}).items()}
-    handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
+    handle = network.register_forward_pre_hook(hook, with_kwargs=True)
     task = (progress or Progress(enabled=False)).task("recording calls", sum(wanted.values()), "samples")
     try:
         with task, quiet(pipe), last_step(pipe.scheduler), torch.no_grad():
@@ -154,7 +160,7 @@ def record(
                 before, hook.index = sum(hook.missing.values()), 0
                 hook.trajectories = len(arguments["generator"])
                 with contextlib.suppress(Stop):
-                    run_steps(pipe, steps, arguments)
+                    run_steps(pipe, steps, arguments, network)
                 task.advance(before - sum(hook.missing.values()))
                 if not any(hook.missing.values()):
                     break
@@ -171,7 +177,7 @@ def record(
     }
     trajectory = _join(hook, wanted, identity)
     trajectory.check()
-    reached = reach(denoiser(pipe), trajectory.args, trajectory.kwargs)
+    reached = reach(network, trajectory.args, trajectory.kwargs)
     return replace(trajectory, identity={**identity, "reach": reached})
 
 

@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 
 from halftone.calibrate.sampling import last_step, quiet, run_steps
 from halftone.foundation.errors import CalibrationError
-from halftone.models.denoiser import denoiser
 
 
 class Stop(Exception):
@@ -22,9 +21,13 @@ class Stop(Exception):
 
 
 def sample_leaves(
-    pipe: DiffusionPipeline, steps: int, one: Mapping[str, Any], two: Mapping[str, Any] | None
+    pipe: DiffusionPipeline,
+    network: nn.Module,
+    steps: int,
+    one: Mapping[str, Any],
+    two: Mapping[str, Any] | None,
 ) -> tuple[bool, ...]:
-    """Return for each leaf of a denoiser call's ``(args, kwargs)`` whether it has samples.
+    """Return for each leaf of the ``(args, kwargs)`` with which ``pipe`` calls its ``network`` whether it has samples.
 
     A single number, such as the timestep of the whole batch, counts as one that has them: it changes from call to call.
 
@@ -35,13 +38,13 @@ def sample_leaves(
     Raises:
         CalibrationError: an input that follows the number of samples in another way than along its first axis.
     """
-    small = _first_call(pipe, steps, one)
+    small = _first_call(pipe, network, steps, one)
     if two is None:
         rows = next(leaf.shape[0] for leaf in pytree.tree_leaves(small) if _is_long(leaf) and leaf.is_floating_point())
         return tuple(
             is_number(leaf) or (_is_long(leaf) and leaf.shape[0] == rows) for leaf in pytree.tree_leaves(small)
         )
-    large = _first_call(pipe, steps, two)
+    large = _first_call(pipe, network, steps, two)
     expected = "inputs whose first axis is that of the samples"
     if pytree.tree_structure(small) != pytree.tree_structure(large):
         raise CalibrationError("calibration", expected, "other inputs for two samples than for one")
@@ -64,20 +67,22 @@ def _is_long(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
 
 
-def _first_call(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any]) -> tuple[tuple, dict]:
-    """Return the inputs of the first denoiser call; the pipeline is stopped there."""
+def _first_call(
+    pipe: DiffusionPipeline, network: nn.Module, steps: int, arguments: Mapping[str, Any]
+) -> tuple[tuple, dict]:
+    """Return the inputs of the network's first call; the pipeline is stopped there."""
     seen: list[tuple[tuple, dict]] = []
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.append((args, kwargs))
         raise Stop
 
-    handle = denoiser(pipe).register_forward_pre_hook(hook, with_kwargs=True)
+    handle = network.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with quiet(pipe), last_step(pipe.scheduler), torch.no_grad(), contextlib.suppress(Stop):
-            run_steps(pipe, steps, arguments)
+            run_steps(pipe, steps, arguments, network)
     finally:
         handle.remove()
     if not seen:
-        raise CalibrationError("calibration", "denoiser calls", "none")
+        raise CalibrationError("calibration", f"calls of the {type(network).__name__}", "none")
     return seen[0]

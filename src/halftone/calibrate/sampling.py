@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.seeds import generator
@@ -88,12 +89,15 @@ def check_steps(pipe: DiffusionPipeline, steps: int) -> None:
         raise ConfigError(where, f"at most {most}, the steps of this model's {name}", str(steps), "50 is usual.")
 
 
-def run_steps(pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any]) -> None:
-    """Run the pipeline for what happens on its way: where it has an autoencoder, nothing is decoded.
+def run_steps(
+    pipe: DiffusionPipeline, steps: int, arguments: Mapping[str, Any], network: nn.Module | None = None
+) -> None:
+    """Run the pipeline for what happens on its way: unless ``network`` is part of its autoencoder, nothing is decoded.
 
     Decoding takes as long as several denoiser calls, and nobody would look at the images.
     """
-    decoded = getattr(pipe, "vae", None) is None
+    autoencoder = getattr(pipe, "vae", None)
+    decoded = autoencoder is None or any(network is module for module in autoencoder.modules())
     pipe(**arguments, num_inference_steps=steps, output_type="np" if decoded else "latent")
 
 

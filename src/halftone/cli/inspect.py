@@ -42,6 +42,9 @@ def command(
         str | None, typer.Option(metavar="SIZE", help="Of the plan: bound of the activations held in memory.")
     ] = None,
     roles: Roles = None,
+    component: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another part of the pipeline than the denoiser, such as vae.")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Of the plan: every layer, not only every role.")] = False,
     json: Json = False,
 ) -> None:
@@ -57,6 +60,7 @@ def command(
       halftone inspect out
       halftone inspect out --engine simulate --json
       halftone inspect zoo:fashion-unet
+      halftone inspect out --component vae
       halftone inspect --plan zoo:fashion-unet --recipe gptq-w4a8 --budget demo
       halftone inspect --plan unet/config.json --recipe rtn-w8a8 --layers
     """
@@ -65,7 +69,7 @@ def command(
         **{"--roles": roles, "--layers": layers or None},
     }
     if plan:
-        of_engine = {"--engine": engine, "--device": None if device == "cpu" else device}
+        of_engine = {"--engine": engine, "--device": None if device == "cpu" else device, "--component": component}
         _refuse(of_engine, "no such option beside --plan", "The plan is of no engine, and its time is that of the CPU.")
         show(
             model, recipe or _RECIPE, budget or "fast", assignments or [], steps or 50,
@@ -76,17 +80,22 @@ def command(
     with working():
         from json import dumps
 
+        from halftone.artifact import component_sizes
         from halftone.cli.models import local_artifact, open_model, use_engine
         from halftone.evaluate.inspection import inspect_model
         from halftone.foundation.files import write_atomically
+        from halftone.models.component import component as find
 
         pipe = open_model(model, device=device)
+        part = find(pipe, component)
         use_engine(pipe, engine)
-        found = inspect_model(pipe, agreement)
-        folder = local_artifact(model, pipe) if keep and engine is None else None
+        found = inspect_model(pipe if component is None else part.owner, agreement)
+        parts = component_sizes(pipe)
+        record = {**found.plain(), "components": parts}
+        folder = local_artifact(model, pipe) if keep and engine is None and component is None else None
         if folder:
-            write_atomically(folder / RECORD, dumps(found.plain(), indent=1) + "\n")
-    emit(found.plain(), json, lambda: _human(found))
+            write_atomically(folder / RECORD, dumps(record, indent=1) + "\n")
+    emit(record, json, lambda: "\n".join([_human(found), *_components(parts)]))
 
 
 def _refuse(options: dict[str, Any], expected: str, fix: str) -> None:
@@ -127,6 +136,26 @@ def _human(found: "Inspection") -> str:
             verdict = f"BEYOND the tolerance: {some(totals['disagreeing'])}"
         lines.append(f"Largest difference from simulate: {totals['largest_difference']:.1e}; {verdict}")
     return "\n".join(lines)
+
+
+def _components(parts: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the table of a pipeline's networks; nothing for one that has a denoiser alone."""
+    if len(parts) < 2:
+        return []
+    rows = [
+        [
+            name,
+            each["class"],
+            f"{each['quantized']} of {each['layers']}",
+            size(each["bytes"]),
+            size(each["unquantized"]),
+        ]
+        for name, each in parts.items()
+    ]
+    whole, before = (sum(each[key] for each in parts.values()) for key in ("bytes", "unquantized"))
+    rows.append(["all", "", "", size(whole), size(before)])
+    headings = ["component", "class", "layers quantized", "in memory", "in float32"]
+    return ["Components:", table(headings, rows, right=[2, 3, 4])]
 
 
 def _left_float(found: "Inspection") -> list[str]:

@@ -68,7 +68,7 @@ def is_quantized(pipe: "DiffusionPipeline") -> bool:
 
 
 def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> None:
-    """Let the denoiser run on ``engine``; None leaves the choice to each layer.
+    """Let all that is quantized run on ``engine``; None leaves the choice to each layer.
 
     Raises:
         ConfigError: no such engine, or the model is float.
@@ -76,16 +76,18 @@ def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> None:
     """
     if engine is None:
         return
+    from torch import nn
+
     from halftone.kernels.machine import require
-    from halftone.models.denoiser import denoiser
     from halftone.nn.layers import quantized_layers, set_engine
 
-    module = denoiser(pipe)
-    layers = [layer for _, layer in quantized_layers(module)]
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    layers = [layer for part in parts for _, layer in quantized_layers(part)]
     require(engine, weight_only=not any(layer.is_quantized("input") for layer in layers))
     if not layers:
         raise ConfigError("--engine", "a quantized model", "a float one, which runs on PyTorch's own kernels")
-    set_engine(module, engine)
+    for part in parts:
+        set_engine(part, engine)
 
 
 def takes(pipe: "DiffusionPipeline", argument: str) -> bool:

@@ -42,6 +42,10 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; any diffusers program loads it.")],
     budget: Annotated[str, typer.Option(help="How much work: demo, fast or paper.")] = "fast",
     assignments: Assignments = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RECIPE", help="Another part of the pipeline and its recipe: --also vae=rtn-w8a8."),
+    ] = None,
     prompts: Prompts = None,
     steps: Steps = 50,
     seed: Seed = 0,
@@ -63,6 +67,7 @@ def command(
     Examples:
       halftone quantize zoo:fashion-unet --recipe q-diffusion-w4a8 --budget demo -o out
       halftone quantize my-model --recipe gptq-w4a32 --prompts captions.txt --steps 25 -o out --memory 4GB
+      halftone quantize my-model --recipe q-diffusion-w4a8 --also vae=rtn-w8a8 --prompts captions.txt -o out
       halftone quantize my-model --recipe mine.yaml --set calibration.samples=256 -o out --resume
     """
     from halftone.artifact.pipeline import check_place
@@ -75,9 +80,10 @@ def command(
             check_place(output, overwrite)
             lines = read_prompts(prompts) if prompts else None
             _check_request(recipe, budget, assignments, roles, work, resume)
+            others = _others(also or [], budget)
             try:
                 done = _quantize(
-                    model, recipe, output, work, device, lines, progress, overwrite,
+                    model, recipe, others, output, work, device, lines, progress, overwrite,
                     steps=steps, seed=seed, budget=budget, overrides=assignments or [],
                     memory=bound, roles=roles, resume=resume,
                 )  # fmt: skip
@@ -99,9 +105,24 @@ def _check_request(
         raise ConfigError(str(work), "no unfinished work", "some", "Go on with --resume, or delete the folder.")
 
 
+def _others(also: list[str], budget: str) -> dict[str, str]:
+    """Return the recipe of each further component, all of which load."""
+    from halftone.recipes import load
+
+    found: dict[str, str] = {}
+    for each in also:
+        name, _, recipe = each.partition("=")
+        if not name or not recipe or name in found:
+            raise ConfigError("--also", "NAME=RECIPE, each name once", f"'{each}'", "Such as --also vae=rtn-w8a8.")
+        load(recipe, budget)
+        found[name] = recipe
+    return found
+
+
 def _quantize(
     model: str,
     recipe: str,
+    others: dict[str, str],
     output: Path,
     work: Path,
     device: str,
@@ -117,13 +138,27 @@ def _quantize(
     from halftone.artifact import save_pipeline
     from halftone.cli.models import conditions, label, open_model
     from halftone.foundation.files import text_digest, write_atomically
+    from halftone.models.component import component
 
     pipe = open_model(model, device=device)
-    each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts)
+    for name in others:
+        if component(pipe, name) == component(pipe):
+            raise ConfigError(
+                "--also", "another component than the denoiser", f"'{name}'", "That is what --recipe is for."
+            )
+    each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts) or None
     progress.say(f"quantizing {model} with {recipe}, budget {how['budget']}")
-    result = quantize(pipe, recipe, each=each or None, work=work, progress=progress, **how)
+    result = quantize(pipe, recipe, each=each, work=work, progress=progress, **how)
     report = {"model": label(model), **result.report}
     times = {"seconds": report.pop("seconds"), "device": device}
+    for name, its in others.items():
+        # After the denoiser, so that it is calibrated on what the quantized one makes.
+        progress.say(f"quantizing {name} with {its}, budget {how['budget']}")
+        place = work / "also" / name
+        changed: dict[str, Any] = {"overrides": [], "roles": None, "resume": how["resume"] and place.exists()}
+        done = quantize(pipe, its, each=each, component=name, work=place, progress=progress, **{**how, **changed})
+        times["seconds"] |= {f"{name}: {step}": spent for step, spent in done.report["seconds"].items()}
+        report.setdefault("also", {})[name] = {key: value for key, value in done.report.items() if key != "seconds"}
     kept = dumps(report, indent=1) + "\n"
     # So that a run killed between here and the end is seen to be finished.
     write_atomically(work / _FINISHED, dumps({"report": text_digest(kept)}))
@@ -164,7 +199,7 @@ def _written(pipe: "DiffusionPipeline", output: Path, report: dict[str, Any], ti
     """Add the card to a folder that is written, and return the facts about it."""
     from collections import Counter
 
-    from halftone.artifact import sizes
+    from halftone.artifact import component_sizes, sizes
     from halftone.models.denoiser import named_denoiser
     from halftone.nn.layers import quantized_layers
     from halftone.report.card import write_card
@@ -174,6 +209,7 @@ def _written(pipe: "DiffusionPipeline", output: Path, report: dict[str, Any], ti
     chosen = [layer.choice() for _, layer in quantized_layers(module)]
     return {
         "sizes": sizes(module, output / name),
+        "components": component_sizes(pipe),
         "kernels": dict(Counter(f"{choice.name} ({choice.kernel.arithmetic})" for choice in chosen)),
         "kept_float": sum(facts["kept"] for facts in report["layers"].values()),
         "seconds": times["seconds"],
@@ -187,11 +223,18 @@ def _human(model: str, output: Path, done: dict[str, Any]) -> str:
     layers = [f"{count} on {name}" for name, count in kernels.items()]
     layers += [f"{done['kept_float']} kept float"] if done["kept_float"] else []
     steps = [f"{name} {seconds:.1f} s" for name, seconds in done["seconds"].items()]
+    parts = [
+        f"  {name:<7} {size(each['unquantized'])} in float32 -> {size(each['bytes'])}, "
+        f"{each['quantized']} of {each['layers']} layers"
+        for name, each in done["components"].items()
+        if name in done["report"].get("also", {})
+    ]
     return "\n".join(
         [
             f"{output}: {done['report']['recipe']['title']}",
             f"  size    {size(counted['unquantized'])} in float32 -> {size(counted['file'])} on disk ({share:.0f} %)",
             f"  layers  {', '.join(layers)}",
+            *parts,
             f"  time    {', '.join(steps)}",
             "Next:",
             f"  halftone inspect {output}",

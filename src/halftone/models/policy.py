@@ -58,6 +58,11 @@ class Rule:
         """Whether the rule says anything of layers; operands belong to attentions."""
         return (self.weight, self.input, self.keep, self.float_input) != (None,) * 4
 
+    @property
+    def says_more_than_inputs(self) -> bool:
+        """Whether anything is left of the rule without its input and its operands."""
+        return (self.weight, self.keep, self.float_input) != (None,) * 3
+
     def matches(self, role: str) -> bool:
         return any(fnmatchcase(role, glob) for glob in self.globs)
 

@@ -5,7 +5,7 @@ A role comes from the table of the denoiser's class (``tables/<Class>.toml``), o
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -44,6 +44,13 @@ class Architecture:
     def is_unit(self, path: str, module: nn.Module) -> bool:
         """Return whether ``module`` is reconstructed as one piece: a known block, or a layer with a role."""
         return class_name(module) in self.unit_classes or path in self.roles
+
+    def within(self, path: str) -> "Architecture":
+        """Return the architecture of the submodule at ``path``, with paths as seen from there."""
+        inside = {
+            each.removeprefix(f"{path}."): role for each, role in self.roles.items() if each.startswith(f"{path}.")
+        }
+        return Architecture({each: replace(role, path=each) for each, role in inside.items()}, self.unit_classes)
 
 
 def _read(text: str) -> tuple[dict[str, str], frozenset[str]]:

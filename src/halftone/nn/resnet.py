@@ -17,12 +17,15 @@ class QuantizedResnetBlock2D(ResnetBlock2D):
     another kind or on another device takes diffusers' own way. So does a compiler, which fuses norms, SiLU and codes itself.
     """
 
-    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the block's output ``[N, out, H, W]`` for ``[N, in, H, W]`` and the time embedding ``[N, temb]``."""
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the block's output ``[N, out, H, W]`` for ``[N, in, H, W]`` and the time embedding ``[N, temb]``.
+
+        Autoencoders have no time: their blocks neither get nor embed one.
+        """
         if (
             args
             or kwargs
-            or temb is None
+            or (temb is None) != (self.time_emb_proj is None)
             or torch.compiler.is_compiling()
             or not self._plain()
             or (torch.is_grad_enabled() and input_tensor.requires_grad)
@@ -31,9 +34,10 @@ class QuantizedResnetBlock2D(ResnetBlock2D):
         hidden = _normalised(self.norm1, self.nonlinearity, self.conv1, input_tensor)
         if hidden is None:
             return super().forward(input_tensor, temb)
-        shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
-        # In place: the convolution has just made it.
-        hidden = hidden.add_(shift[:, :, None, None])
+        if temb is not None:
+            shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
+            # In place: the convolution has just made it.
+            hidden = hidden.add_(shift[:, :, None, None])
         shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         out = _normalised(self.norm2, self.nonlinearity, self.conv2, hidden)
         if out is None:
@@ -45,8 +49,8 @@ class QuantizedResnetBlock2D(ResnetBlock2D):
 
     def _plain(self) -> bool:
         """Whether nothing stands between the norms, the activation and the convolutions."""
-        ordinary = self.time_embedding_norm == "default" and self.time_emb_proj is not None
-        return ordinary and self.upsample is None and self.downsample is None and not self.training
+        added = self.time_embedding_norm in ("default", "group")  # as autoencoders call having none
+        return added and self.upsample is None and self.downsample is None and not self.training
 
 
 def _normalised(norm: nn.Module, activation: nn.Module, layer: nn.Module, x: torch.Tensor) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -20,6 +21,7 @@ from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import write_atomically
 from halftone.methods.contract import Run, StepReport
+from halftone.models.component import Component, component
 from halftone.models.concatenation import concatenated_inputs
 from halftone.models.denoiser import denoiser
 from halftone.models.fingerprint import fingerprint, source_fingerprint
@@ -27,16 +29,18 @@ from halftone.models.left_float import float_denoisers
 from halftone.models.policy import Plan, make_plan
 from halftone.models.quant_model import QuantModel
 from halftone.models.roles import architecture
+from halftone.models.surgery import replace_layers
 from halftone.nn import QuantizedLayer
 from halftone.recipes.recipe import Recipe
 
 
 @dataclass
 class Quantized:
-    """The outcome of a recipe: the denoiser (changed in place) and what happened.
+    """The outcome of a recipe: the component (changed in place) and what happened.
 
     Attributes:
-        source: fingerprint of the float denoiser.
+        module: the component of the pipeline.
+        source: fingerprint of the component in float.
         layers: facts by path.
         left_float: what stays float although the policy, or the reader, may think otherwise; sentences.
         influence: of each call on the image, where the calibration has measured it.
@@ -78,35 +82,41 @@ def run_recipe(
     resume: bool = False,
     each: Mapping[str, Sequence[Any]] | None = None,
     roles: Path | None = None,
+    name: str | None = None,
 ) -> Quantized:
-    """Quantize the pipeline's denoiser in place.
+    """Quantize one component of the pipeline in place.
 
     Args:
         steps: sampling steps of the calibration.
         resume: go on with what an earlier run left in ``run.work``.
         each: pipeline arguments with one value a trajectory, such as prompts.
-        roles: a role table for an architecture that has none.
+        roles: a role table for a denoiser that has none.
+        name: of the component; None is the denoiser.
 
     Raises:
-        ConfigError: the denoiser is quantized already; or ``run.work`` holds another run's work, or any without ``resume``.
+        ConfigError: no such component; it is quantized already; or ``run.work`` holds another run's work, or any without
+            ``resume``.
         CalibrationError, MatchError: see the methods and the policy.
     """
-    module = denoiser(pipe)
-    if any(isinstance(child, QuantizedLayer) for child in module.modules()):
-        raise ConfigError("model", "a float denoiser", "one that Halftone has quantized", "Load the original model.")
+    part = component(pipe, name)
+    module = part.network
+    if any(isinstance(child, QuantizedLayer) for child in part.owner.modules()):
+        where = "model" if name is None else f"component {name}"
+        raise ConfigError(where, "a float one", "one that Halftone has quantized", "Load the original model.")
     module.eval()
     methods = recipe.methods()
-    found = architecture(module, roles)
+    found = architecture(part.owner, roles if name is None else None)
+    found = found.within(part.path) if part.path else found
     plan = make_plan(module, found, recipe.policy)
     check_steps(pipe, steps)
     _claim_work(run, resume, recipe, module, steps, each)
-    source = source_fingerprint(module)
+    source = source_fingerprint(part.owner)
     began = time.monotonic()
-    data = _trajectory(pipe, recipe, steps, run, each)
-    result = Quantized(module, recipe, data.identity, source, seconds={"record": time.monotonic() - began})
+    data = _trajectory(pipe, part, recipe, steps, run, each)
+    result = Quantized(part.owner, recipe, data.identity, source, seconds={"record": time.monotonic() - began})
     if data.influence is not None:
         result.influence = [float(f"{weight:.4g}") for weight in data.influence]
-    result.left_float = _left_float(pipe, plan)
+    result.left_float = _left_float(pipe, part, plan)
     for sentence in result.left_float:
         run.progress.say(f"note: {sentence}")
     first = data.rows(slice(0, 1))
@@ -121,17 +131,38 @@ def run_recipe(
         result.seconds[name] = time.monotonic() - began
         for sentence in result.reports[name].notes:
             run.progress.say(f"note: step {name}: {sentence}")
-    result.layers = _layers(model)
+    result.layers = {f"{part.path}.{path}".lstrip("."): facts for path, facts in _layers(model).items()}
     model.close()
+    result.layers |= _round_beside(part, recipe)
     return result
 
 
-def _left_float(pipe: DiffusionPipeline, plan: Plan) -> list[str]:
+def _left_float(pipe: DiffusionPipeline, part: Component, plan: Plan) -> list[str]:
     others = [
-        f"the component '{each.path}' ({each.kind}) stays float: a recipe quantizes one denoiser"
+        f"the component '{each.path}' ({each.kind}) stays float: a recipe quantizes one component, --also others"
         for each in float_denoisers(pipe)
+        if part.network is denoiser(pipe)
     ]
     return [*plan.notes, *others]
+
+
+def _round_beside(part: Component, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Round the weights beside the network to nearest, such as an autoencoder's encoder; return the facts of these layers.
+
+    What runs there was not recorded, so the inputs stay float.
+    """
+    rules = tuple(replace(rule, input=None, operands=None) for rule in recipe.policy if rule.says_more_than_inputs)
+    plan = make_plan(part.owner, architecture(part.owner), rules) if part.path else Plan({})
+    plan = Plan({path: planned for path, planned in plan.layers.items() if not part.inside(path)})
+    facts = {
+        path: {"role": p.role, "inferred": p.inferred, "kept": p.scheme is None} for path, p in plan.layers.items()
+    }
+    schemes = plan.quantized()
+    weights = {path: part.owner.get_parameter(f"{path}.weight").detach().float() for path in schemes}
+    for path, layer in replace_layers(part.owner, schemes).items():
+        layer.hold_nearest(weights[path], schemes[path], "min_max")
+        facts[path]["weight_error"] = _weight_error(layer, weights[path])
+    return facts
 
 
 def _layers(model: QuantModel) -> dict[str, dict[str, Any]]:
@@ -140,21 +171,35 @@ def _layers(model: QuantModel) -> dict[str, dict[str, Any]]:
         facts[path] = {"role": planned.role, "inferred": planned.inferred, "kept": planned.scheme is None}
         if planned.scheme is None:
             continue
-        layer, weight = model.layer(path), model.originals[path]
-        error = (layer.dequantized_weight() - weight).norm() / weight.norm().clamp(min=1e-12)
-        facts[path]["weight_error"] = round(float(error), 5)
+        facts[path]["weight_error"] = _weight_error(model.layer(path), model.originals[path])
     return facts
 
 
+def _weight_error(layer: QuantizedLayer, weight: torch.Tensor) -> float:
+    error = (layer.dequantized_weight() - weight).norm() / weight.norm().clamp(min=1e-12)
+    return round(float(error), 5)
+
+
 def _trajectory(
-    pipe: DiffusionPipeline, recipe: Recipe, steps: int, run: Run, each: Mapping[str, Sequence[Any]] | None
+    pipe: DiffusionPipeline,
+    part: Component,
+    recipe: Recipe,
+    steps: int,
+    run: Run,
+    each: Mapping[str, Sequence[Any]] | None,
 ) -> Trajectory:
     saved = run.work / "trajectory.safetensors" if run.work else None
     if saved is not None and saved.exists():
         return Trajectory.load(saved)
     how = recipe.calibration
-    data = record(pipe, how.selection(), how.samples, steps, run.seed, how.batch, run.progress, each, **how.arguments)
-    if how.influence:
+    # What is called once an image is recorded over as many images as the denoiser would be.
+    samples = how.samples if part.every_step else -(-how.samples // steps)
+    data = record(
+        pipe, how.selection(), samples, steps, run.seed, how.batch, run.progress, each, part.network, **how.arguments
+    )
+    if part.path:
+        data = replace(data, identity={**data.identity, "network": part.path})
+    if how.influence and part.network is denoiser(pipe):
         found = influence(pipe, how.influence, steps, run.seed, progress=run.progress, each=each, **how.arguments)
         data = replace(data, influence=found)
     if saved is not None:

@@ -70,6 +70,7 @@ def card(pieces: Pieces) -> str:
         _snippet(),
         "## What is quantized",
         *_scheme(model),
+        _also(pieces),
         "## Size",
         _size(model),
         "## Calibration",
@@ -126,6 +127,18 @@ def _scheme(model: Model) -> list[str]:
     said += [f"- {sentence}" for sentence in model.left_float]
     words = "`W4A8` is a 4-bit weight and an 8-bit input; norms and biases are float."
     return [table(rows, {"bits": "format", "layers": "layers"}) if rows else "", words, "\n".join(said)]
+
+
+def _also(pieces: Pieces) -> str:
+    """Return sentences about the components that were quantized beside the denoiser; "" for none."""
+    sentences = []
+    for name, report in mapping(pieces.quantize, "also").items():
+        layers = [
+            facts for facts in mapping(report, "layers").values() if isinstance(facts, dict) and not facts.get("kept")
+        ]
+        made = mapping(report, "recipe").get("title") or "another recipe"
+        sentences.append(f"- `{name}` as well, {len(layers)} layers: {made}.")
+    return "\n".join(sentences)
 
 
 def _listed(layers: list[Layer]) -> str:

@@ -1,0 +1,69 @@
+"""Which part of a pipeline is quantized: the denoiser, or another network that diffusers saves."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from halftone.foundation.errors import ConfigError, suggest
+from halftone.models.denoiser import named_denoiser, other_denoisers
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+_DECODER = "decoder"
+
+
+@dataclass(frozen=True)
+class Component:
+    """A network of a pipeline.
+
+    Attributes:
+        name: of the component in the pipeline.
+        owner: the component: what is saved, and described.
+        path: of the network in it, whose calls are recorded and whose activations are quantized; "" for the owner itself.
+        every_step: whether it is called at every sampling step, or once an image.
+    """
+
+    name: str
+    owner: nn.Module
+    path: str = ""
+    every_step: bool = True
+
+    @property
+    def network(self) -> nn.Module:
+        return self.owner.get_submodule(self.path) if self.path else self.owner
+
+    def inside(self, path: str) -> bool:
+        """Whether the owner's module at ``path`` is part of the network."""
+        return not self.path or path == self.path or path.startswith(f"{self.path}.")
+
+
+def component(pipe: "DiffusionPipeline", name: str | None = None) -> Component:
+    """Return the component called ``name``; None is the denoiser.
+
+    Of an autoencoder the network is the decoder, which every image passes; the encoder runs only where one is given an image.
+
+    Raises:
+        ConfigError: no such component, or one that cannot be quantized.
+    """
+    chosen, module = named_denoiser(pipe)
+    found = Component(chosen, module) if name is None else _find(pipe, name)
+    if found is None:
+        assert name is not None
+        other = pipe.components.get(name)
+        got = f"'{name}'" + (f", a {type(other).__name__}" if isinstance(other, nn.Module) else "")
+        fix = suggest(name, (each for each in pipe.components if _find(pipe, each)))
+        raise ConfigError(type(pipe).__name__, "a denoiser, a ControlNet or an autoencoder in it", got, fix)
+    return found
+
+
+def _find(pipe: "DiffusionPipeline", name: str) -> Component | None:
+    chosen, module = named_denoiser(pipe)
+    if name == chosen:
+        return Component(name, module)
+    owner = pipe.components.get(name)
+    if name in other_denoisers(pipe):
+        return Component(name, pipe.components[name])
+    decodes = hasattr(owner, "decode") and isinstance(getattr(owner, _DECODER, None), nn.Module)
+    return Component(name, owner, _DECODER, every_step=False) if isinstance(owner, nn.Module) and decodes else None
