@@ -53,7 +53,9 @@ def cases(draw: st.DrawFn) -> Case:
     width = sum(segments)
     if draw(st.booleans()):
         operation = Operation("linear", width, out, segments, weight, data)
-        x = torch.randn(*draw(st.sampled_from([(batch,), (batch, 5), (2, batch, 3)])), width, generator=numbers)
+        x = torch.randn(
+            *draw(st.sampled_from([(batch,), (batch, 5), (2, batch, 3), (20, batch)])), width, generator=numbers
+        )
     else:
         operation, size = _convolution(draw, width, out, segments, weight, data)
         x = torch.randn(batch, operation.in_channels, *size, generator=numbers)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from halftone.foundation.files import private_cache
 from halftone.kernels import Grid
+from halftone.kernels.linear_weight import LinearWeight
 from halftone.kernels.native import build, loops
 
 MAGIC = 1.5 * 2**23
@@ -200,3 +201,31 @@ def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     assert private_cache("native") is None
+
+
+@needs_loops
+@given(st.integers(1, 5), st.integers(1, 70), st.integers(1, 40), st.booleans(), st.integers(0, 255))
+def test_a_few_rows_are_multiplied_exactly(rows: int, width: int, outputs: int, biased: bool, zero: int) -> None:
+    random = torch.Generator().manual_seed(rows * width + outputs)
+    codes = torch.randint(0, 256, (rows, width), generator=random, dtype=torch.uint8)
+    weight = torch.randint(-128, 128, (outputs, width), generator=random, dtype=torch.int8)
+    offset = weight.sum(1, dtype=torch.int32) * zero
+    scale, bias = torch.rand(outputs, generator=random), torch.randn(outputs, generator=random) if biased else None
+    sums = (codes.long() - zero) @ weight.t().long()
+    found = loops.few_rows(codes, weight, offset, scale, bias)
+    assert found is not None
+    assert torch.equal(found, sums.float() * scale + (0 if bias is None else bias))
+    assert torch.equal(loops.few_rows(codes.view(rows, 1, width), weight, offset, scale, bias), found[:, None])
+
+
+@needs_loops
+def test_a_weight_is_plain_until_many_rows_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randint(-100, 100, (24, 40), dtype=torch.int8)
+    held = LinearWeight(weight, torch.full((24,), 0.01), 7)
+    few, many = (torch.randint(0, 256, (rows, 40), dtype=torch.uint8) for rows in (16, 17))
+    assert torch.allclose(held.product(few, None), (few.float() - 7) @ weight.t().float() * 0.01, atol=1e-4)
+    assert held.product(many, None) is None
+    assert held(many.shape) is held(few.shape)
+    assert held.product(few, None) is None, "one copy of the weight, not two"
+    wide = LinearWeight(torch.ones(2048, 2049, dtype=torch.int8), torch.ones(2048), 0)
+    assert wide.product(torch.ones(1, 2049, dtype=torch.uint8), None) is None, "oneDNN is better at large ones"

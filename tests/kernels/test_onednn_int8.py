@@ -109,7 +109,7 @@ def test_operators_always_get_uint8(data: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(onednn_int8, "operator", spy)
     operation, operands = linear(data=data)
     operands = Operands(operands.codes, operands.weight, Affine(torch.tensor([0.1]), torch.tensor([0.0])), None)
-    x = torch.randn(4, 6)
+    x = torch.randn(20, 6)  # fewer rows may go another way
     found = KERNEL.prepare(operation, operands)(x)
     assert seen == [torch.uint8]
     torch.testing.assert_close(found, Reference().prepare(operation, operands)(x))
@@ -225,6 +225,8 @@ def test_wrong_channel_count_is_an_error() -> None:
         (conv((3, 1), stride=(2, 2)), "one input channel"),
         (conv((4,), out=4, groups=4, stride=(2, 1)), "one input channel"),
         (conv((4,), stride=(2, 2)), None),
+        (conv((4,), stride=(2, 1)), None),
+        (conv((4,), stride=(1, 2)), "along the width alone"),
         (linear(data="uint16"), None),
         (linear(weight="uint9"), "up to 8 bits"),
         (linear(size=300, weight="uint8", zero_point=128), None),

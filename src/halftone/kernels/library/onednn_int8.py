@@ -25,6 +25,7 @@ from halftone.foundation.errors import KernelError
 from halftone.kernels import compiled
 from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared
 from halftone.kernels.library.reference import float_call
+from halftone.kernels.linear_weight import LinearWeight
 from halftone.kernels.native import loops
 from halftone.kernels.onednn import ConvWeight, bfloat16_output, missing, operator
 
@@ -115,7 +116,7 @@ class OnednnInt8(AbstractKernel):
         first, more = _calls(operation, parts, bias)
         if more:
             return _Split(first, more, operation, parts, margins, empty)
-        return (_Coded if margins is None else _Single)(first, operation, parts, margins, empty)
+        return (_Coded if margins is None else _Single)(first, bias, operation, parts, margins, empty)
 
 
 def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
@@ -134,6 +135,9 @@ def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
     if min(operation.segments) == operation.groups and max(operation.stride) > 1:
         # Seen in torch 2.13: wrong sums for every such shape tried, right ones for two channels and more.
         return "a strided convolution of one input channel a group, which oneDNN computes wrongly"
+    if operation.kind == "conv2d" and operation.stride[0] == 1 < operation.stride[1]:
+        # Seen in torch 2.13: wrong sums, or a dead process, where the output is five pixels high or more and one wide.
+        return "a stride along the width alone, with which oneDNN computes narrow outputs wrongly"
     if _margin_only(operation):
         # Seen in torch 2.13: such outputs are left unwritten, or the process dies.
         return "a convolution whose outermost windows see padding only, on which oneDNN fails"
@@ -201,8 +205,7 @@ def _fit(
 ) -> Callable[[torch.Size], torch.Tensor]:
     """Return the function from the shape of the codes to the packed weight."""
     if operation.kind == "linear":
-        packed = operator("qlinear_prepack")(weight, None)
-        return lambda shape: packed
+        return LinearWeight(weight, weight_scale * scale, zero_point)
     dimensions = weight.shape
     geometry = (list(operation.stride), list(operation.padding), list(operation.dilation), operation.groups)
 
@@ -312,13 +315,18 @@ class _Call:
 class _Single(_Call):
     """One byte of one segment."""
 
-    def __init__(self, first: _First, *more: Any) -> None:
+    def __init__(self, first: _First, bias: torch.Tensor | None, *more: Any) -> None:
         super().__init__(*more)
-        self.first = first
+        self.first, self.bias = first, bias
+        fit = self.parts[0].fit
+        self.rows = fit if isinstance(fit, LinearWeight) else None
         self.native = (torch.float32, torch.bfloat16) if bfloat16_output() else (torch.float32,)
 
     def multiplied(self, codes: Iterable[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         (only,) = codes
+        few = None if self.rows is None else self.rows.product(only, self.bias)
+        if few is not None:
+            return few.to(dtype)
         return self.first(only, dtype) if dtype in self.native else self.first(only, torch.float32).to(dtype)
 
 

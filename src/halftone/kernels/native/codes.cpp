@@ -1,4 +1,5 @@
-// Activations to codes in one pass over memory. Plain loops that a compiler vectorises; no headers of PyTorch.
+// Activations to codes in one pass over memory, and the product of a few rows of codes with a matrix, which is over before a call of
+// oneDNN has begun. Plain loops that a compiler vectorises; no headers of PyTorch.
 //
 // A code is exactly what onednn_int8 computes without these loops: a product and a sum in float32, rounded each (never fused:
 // -ffp-contract=off), where adding 1.5 * 2^23 rounds half to even and leaves the code in the low bits. The norm and SiLU before it
@@ -161,6 +162,21 @@ void normalise(const T* x, uint8_t* out, int64_t samples, int64_t pixels, int64_
     });
 }
 
+// Sums are exact; then two products and a sum in float32, as in the definition.
+void multiply(const uint8_t* x, const int8_t* weight, float* out, int64_t rows, int64_t width, int64_t outputs,
+              const int32_t* offset, const float* scale, const float* bias) {
+#pragma omp parallel for schedule(static) if (rows * width * outputs > 32 * kGrain)
+    for (int64_t o = 0; o < outputs; ++o) {
+        const int8_t* __restrict__ w = weight + o * width;
+        for (int64_t r = 0; r < rows; ++r) {
+            const uint8_t* __restrict__ values = x + r * width;
+            int32_t sum = 0;
+            for (int64_t i = 0; i < width; ++i) sum += static_cast<int32_t>(values[i]) * static_cast<int32_t>(w[i]);
+            out[r * outputs + o] = static_cast<float>(sum - offset[o]) * scale[o] + (bias ? bias[o] : 0.0f);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -174,6 +190,12 @@ void halftone_encode_float32(const float* x, uint8_t* out, int64_t rows, int64_t
 void halftone_encode_bfloat16(const uint16_t* x, uint8_t* out, int64_t rows, int64_t width, int64_t stride, float factor,
                               float offset, float top, int shift) {
     encode(x, out, rows, width, stride, factor, offset, top, shift);
+}
+
+// rows x width codes times the transpose of outputs x width int8 weights; `offset` is what the codes' zero point adds to each sum.
+void halftone_multiply(const uint8_t* x, const int8_t* weight, float* out, int64_t rows, int64_t width, int64_t outputs,
+                       const int32_t* offset, const float* scale, const float* bias) {
+    multiply(x, weight, out, rows, width, outputs, offset, scale, bias);
 }
 
 // Group norm, SiLU where wanted, and codes of at most 8 bits; x and out are dense with the channels last.

@@ -13,6 +13,7 @@ from halftone.kernels.native.build import load
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ENCODE = [_POINTER, _POINTER, _LONG, _LONG, _LONG, _FLOAT, _FLOAT, _FLOAT, _INT]
 _NORMALISE = [_POINTER, _POINTER, *[_LONG] * 4, _POINTER, _POINTER, _FLOAT, _INT, _FLOAT, _FLOAT, _FLOAT]
+_MULTIPLY = [*[_POINTER] * 3, *[_LONG] * 3, *[_POINTER] * 3]
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -53,6 +54,37 @@ def normalise(x: torch.Tensor, norm: nn.GroupNorm, silu: bool, grid: Grid) -> to
     sizes = (samples, height * width, channels, norm.num_groups)
     function(x.data_ptr(), codes.data_ptr(), *sizes, *addresses, norm.eps, silu, grid.factor, grid.offset, grid.top)
     return codes
+
+
+def few_rows(
+    codes: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return ``(codes @ weight.t() - offset) * scale + bias``, float32 ``[..., out]``, or None.
+
+    Args:
+        codes: uint8 ``[..., in]``.
+        weight: int8 ``[out, in]``.
+        offset, scale, bias: int32, float32 and float32 (or None) ``[out]``.
+    """
+    function = _multiply()
+    if function is None or torch.compiler.is_compiling() or not codes.is_contiguous():
+        return None
+    outputs, width = weight.shape
+    out = torch.empty(*codes.shape[:-1], outputs)
+    given = (codes, weight, out)
+    last = (0 if value is None else value.data_ptr() for value in (offset, scale, bias))
+    function(*(value.data_ptr() for value in given), codes.numel() // width, width, outputs, *last)
+    return out
+
+
+@cache
+def _multiply() -> Any:
+    library = load()
+    if isinstance(library, str):
+        return None
+    function: Any = library.halftone_multiply
+    function.argtypes, function.restype = _MULTIPLY, None
+    return function
 
 
 def _function(name: str, x: torch.Tensor) -> Any:
