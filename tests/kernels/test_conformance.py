@@ -75,8 +75,9 @@ def _convolution(
     pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
     kernel, dilation = draw(pair), draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     groups = draw(st.sampled_from([1, 1, 2, 3])) if len(segments) == 1 else 1
+    # Not (1, 2): PyTorch's own convolution of 16-bit floats reads past its input where such an output is one pixel wide (2.13).
     stride, padding = (
-        draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        draw(st.sampled_from([(1, 1), (2, 1), (2, 2)])),
         draw(st.one_of(st.tuples(st.integers(0, 2), st.integers(0, 2)), st.sampled_from(["same", "valid"]))),
     )
     if padding == "same":
