@@ -50,6 +50,7 @@ def rows(settings: Settings) -> list[Row]:
         "haze": _haze,
         "budgets": _budgets,
         "edges": _edges,
+        "bias": _bias,
         "trajectory": _trajectory,
         "timesteps": _timesteps,
         "ablation": _ablation,
@@ -125,6 +126,15 @@ def _edges(settings: Settings) -> Iterator[Row]:
         labels = {"method": method, "bits": "w4a8", "edges": edges}
         name, recipe = f"{method}-w4a8-{edges}", f"{method}-w4a8"
         yield _row(settings, "edges", name, "quality", recipe, overrides=overrides, labels=labels)
+
+
+def _bias(settings: Settings) -> Iterator[Row]:
+    """Rounding to nearest with and without bias correction, which the paper's baseline does not have (decision 0013)."""
+    corrected = ("steps.bias={method: corrections/bias}",)
+    yield _row(settings, "bias", "float", "float", labels={"method": "float"})
+    for bits, (bias, overrides) in itertools.product(("w4a8", "w8a8"), (("none", ()), ("corrected", corrected))):
+        labels = {"method": "rtn", "bits": bits, "bias": bias}
+        yield _row(settings, "bias", f"rtn-{bits}-{bias}", "quality", f"rtn-{bits}", overrides=overrides, labels=labels)
 
 
 def _trajectory(settings: Settings) -> Iterator[Row]:

@@ -77,6 +77,7 @@ def page(sections: dict[str, Section], drawn: set[str]) -> str:
         "headline": _headline,
         "haze": _haze,
         "edges": _edges,
+        "bias": _bias,
         "ablation": _ablation,
         "timesteps": _timesteps,
         "trajectory": _trajectory,
@@ -202,8 +203,22 @@ def _edges(section: Section, drawn: set[str]) -> list[str]:
         "Every recipe gives the first and the last layer 8-bit weights and 16-bit inputs (*wide*, decision 0011). "
         "*Narrow*: they have the bits of all other layers, as in the official code."
     )
-    columns = {"method": "model", "bits": "bits", "edges": "first and last layer"}
-    lines = ["## First and last layer", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
+    return _variants("First and last layer", words, section, {"edges": "first and last layer"})
+
+
+def _bias(section: Section, drawn: set[str]) -> list[str]:
+    words = (
+        "Why linear is no better at 8 bits than at 4: rounding the last layer shifts its output by a constant, which the "
+        "sampler adds up (decision 0013). The recipes of GPTQ and Q-Diffusion end with a bias correction, the paper's "
+        "baseline has none; here it has one. For Q-Diffusion see the ablation."
+    )
+    return _variants("Linear, and what a constant does to it", words, section, {"bias": "biases"})
+
+
+def _variants(title: str, words: str, section: Section, varied: dict[str, str]) -> list[str]:
+    """Return a section in which every method stands with each variant of one thing; ``varied`` is its head by label."""
+    columns = {"method": "model", "bits": "bits", **varied}
+    lines = [f"## {title}", "", words, "", _protocol(section), "", *tables.quality(section, columns)]
     return lines + tables.floor_sentence(section)
 
 

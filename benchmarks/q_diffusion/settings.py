@@ -10,13 +10,14 @@ DOCS = ROOT / "docs" / "results"
 README = ROOT / "README.md"
 
 # The most telling first.
-SECTIONS = ("headline", "haze", "budgets", "edges", "trajectory", "timesteps", "ablation", "ranges", "samplers")
+SECTIONS = ("headline", "haze", "budgets", "edges", "bias", "trajectory", "timesteps", "ablation", "ranges", "samplers")
 MODEL = "zoo:fashion-unet"
 _SAMPLES = {"headline": 5000, "budgets": 5000, "haze": 1000}
 _ELSEWHERE = 2000  # samples of the other sections, and of further calibration seeds in the headline
 _BUDGET = {
     "headline": "fast",
     "edges": "demo",
+    "bias": "demo",
     "trajectory": "fast",
     "samplers": "fast",
     "ablation": "demo",
