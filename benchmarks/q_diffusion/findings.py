@@ -211,6 +211,8 @@ def trajectory(rows: Section) -> list[Finding]:
     if five is not None and eight is not None:
         evidence += f"; linear has {five:.3g} at 5 bits and {eight:.3g} at 8"
         if eight > nearest:
-            evidence += ", where a constant that the last layer's rounding adds to every call decides (see linear with a bias correction)"
+            evidence += (
+                ", where a constant decides that rounding the last layer adds to every call (see the bias correction)"
+            )
     claim = "at 4 bits, linear's error piles up along the trajectory and Q-Diffusion's stays far below it."
     return [Finding(claim, SHOWS if mine < nearest / 2 else NOT, evidence + ".")]
