@@ -1,6 +1,6 @@
 """The Python API: quantize a pipeline in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ def quantize(
     keep: torch.dtype = torch.float32,
     roles: str | Path | None = None,
     component: str | None = None,
+    later: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Result:
     """Quantize the pipeline's denoiser, or another component, in place.
@@ -68,6 +69,7 @@ def quantize(
         roles: role table (TOML) for an architecture without one.
         component: name of the one to quantize, such as ``vae`` or ``controlnet``; None is the denoiser. Call it once for each.
             Of an autoencoder the decoder is calibrated; the encoder, which only image inputs need, gets its weights rounded.
+        later: components that will be quantized after this one: the report does not say of them that they stay float.
         progress: where to show progress; nothing by default.
 
     Raises:
@@ -81,7 +83,9 @@ def quantize(
         keep=keep,
         progress=progress or Progress(enabled=False),
     )
-    done: Quantized = run_recipe(pipe, loaded, steps, run, resume, each, Path(roles) if roles else None, component)
+    done: Quantized = run_recipe(
+        pipe, loaded, steps, run, resume, each, Path(roles) if roles else None, component, later
+    )
     report = {**done.plain(), "budget": budget, "seed": seed}
     notes = {"budget": budget, "seed": seed, "roles": done.roles(), "source": done.source}
     if done.left_float:

@@ -105,4 +105,15 @@ def test_inputs_are_known_by_name_however_they_are_passed() -> None:
     known = reach(unet, (x, t), {})
     assert known == {"inputs": {"sample": [1, 8, 8], "timestep": []}, "timesteps": {"low": 3, "high": 7, "step": 4}}
     assert beyond(known, unet, (x[:1], 5), {}) == {}
-    assert beyond(known, unet, (x[:1],), {}) == {"fewer": "nothing for inputs that calibration had: timestep"}
+    assert beyond(known, unet, (x[:1],), {}) == {"timestep": "nothing for an input that calibration had: timestep"}
+    sentences = beyond({**known, "timesteps": {"low": 50, "high": 60, "step": 1}}, unet, (x[:1], 5), {})
+    assert sentences == {"timesteps": "timestep 5, where calibration had 50 to 60"}
+
+
+def test_one_difference_does_not_hide_another(folder: Path) -> None:
+    unet = load_pipeline(folder).unet
+    (hook,) = unet._forward_pre_hooks.values()
+    with pytest.warns(halftone.TrajectoryWarning, match="class_labels"):
+        hook(unet, (torch.randn(1, 1, 8, 8), 0, torch.zeros(1)), {})
+    with pytest.warns(halftone.TrajectoryWarning, match="sample"):
+        hook(unet, (torch.randn(1, 1, 16, 16), 0, torch.zeros(1)), {})

@@ -223,9 +223,12 @@ def test_a_weight_is_plain_until_many_rows_come(monkeypatch: pytest.MonkeyPatch)
     weight = torch.randint(-100, 100, (24, 40), dtype=torch.int8)
     held = LinearWeight(weight, torch.full((24,), 0.01), 7)
     few, many = (torch.randint(0, 256, (rows, 40), dtype=torch.uint8) for rows in (16, 17))
-    assert torch.allclose(held.product(few, None), (few.float() - 7) @ weight.t().float() * 0.01, atol=1e-4)
+    wanted = (few.float() - 7) @ weight.t().float() * 0.01
+    before = held.product(few, None)
+    assert torch.allclose(before, wanted, atol=1e-4)
     assert held.product(many, None) is None
     assert held(many.shape) is held(few.shape)
-    assert held.product(few, None) is None, "one copy of the weight, not two"
+    assert held._plain is None, "one copy of the weight, not two"
+    assert torch.equal(held.product(few, None), before), "whatever was computed in between"
     wide = LinearWeight(torch.ones(2048, 2049, dtype=torch.int8), torch.ones(2048), 0)
     assert wide.product(torch.ones(1, 2049, dtype=torch.uint8), None) is None, "oneDNN is better at large ones"

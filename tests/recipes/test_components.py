@@ -1,5 +1,6 @@
 """Other parts of a pipeline than the denoiser: an autoencoder's decoder on integers, a ControlNet, and all of them together."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from tests.tiny import pipeline, tiny_unet
 
 import halftone
 from halftone.artifact import described, load_pipeline, save_pipeline
+from halftone.calibrate.samples import Stop
+from halftone.calibrate.sampling import run_steps
 from halftone.cli.app import run
-from halftone.foundation.errors import ConfigError
+from halftone.foundation.errors import CalibrationError, ConfigError
 from halftone.models.component import component
 from halftone.nn.layers import quantized_layers
 from halftone.recipes import engine
@@ -40,6 +43,17 @@ def quantize(pipe: Any, recipe: str, name: str | None, **how: Any) -> halftone.R
     return halftone.quantize(pipe, recipe, steps=4, budget="demo", each=each, overrides=FEW, component=name, **how)
 
 
+def controlled(pipe: StableDiffusionPipeline) -> StableDiffusionControlNetPipeline:
+    """Return the pipeline with a ControlNet, whose outputs begin at zero no more."""
+    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 8))
+    random = torch.Generator().manual_seed(1)
+    for value in net.parameters():
+        value.data.normal_(0, 0.1, generator=random)
+    made = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net.eval())
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 @pytest.mark.parametrize("recipe", ["rtn-w8a8", "gptq-w4a8"])
 def test_a_decoder_runs_on_integers_and_the_encoder_holds_codes(
     pipe: StableDiffusionPipeline, recipe: str, tmp_path: Path
@@ -51,7 +65,9 @@ def test_a_decoder_runs_on_integers_and_the_encoder_holds_codes(
     )
     assert torch.equal(draw(pipe, output_type="latent"), latents), "the denoiser was not touched"
     layers = dict(quantized_layers(pipe.vae))
-    assert layers.keys() == report["layers"].keys()
+    kept = {path for path, facts in report["layers"].items() if facts["kept"]}
+    assert kept == {"quant_conv", "post_quant_conv"} and layers.keys() == report["layers"].keys() - kept
+    assert next(iter(pipe.vae.post_quant_conv.parameters())).dtype == torch.float32, "SDXL asks it for the dtype"
     for path, layer in layers.items():
         assert layer.is_quantized("input") == path.startswith("decoder."), path
     found = draw(pipe)
@@ -91,12 +107,7 @@ def test_an_image_of_another_size_is_told(pipe: StableDiffusionPipeline) -> None
 
 
 def test_a_controlnet_is_calibrated_in_its_own_calls(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 8))
-    random = torch.Generator().manual_seed(1)
-    for value in net.parameters():
-        value.data.normal_(0, 0.1, generator=random)
-    made = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net.eval())
-    made.set_progress_bar_config(disable=True)
+    made = controlled(pipe)
     wanted = draw(made, image=RED)
     report = quantize(made, "rtn-w8a8", "controlnet", each={"image": [RED] * len(PROMPTS)}).report
     assert "controlnet_cond" in report["trajectory"]["reach"]["inputs"]
@@ -124,6 +135,57 @@ def test_the_denoiser_by_its_name_is_the_denoiser() -> None:
     assert component(pipe).network is pipe.unet
 
 
+@pytest.mark.parametrize("option", ["slicing", "tiling"])
+def test_an_autoencoder_that_decodes_in_pieces(pipe: StableDiffusionPipeline, option: str) -> None:
+    getattr(pipe.vae, f"enable_{option}")()
+    with pytest.raises(CalibrationError, match=f"disable_{option}"):
+        quantize(pipe, "rtn-w8a8", "vae")
+    getattr(pipe.vae, f"disable_{option}")()
+    quantize(pipe, "rtn-w8a8", "vae")
+    getattr(pipe.vae, f"enable_{option}")()
+    assert np.isfinite(draw(pipe)).all()
+
+
+def test_a_hook_that_stops_the_pipeline_leaves_the_autoencoder_as_it_was(pipe: StableDiffusionPipeline) -> None:
+    def widen(module: torch.nn.Module, args: tuple) -> None:
+        pipe.vae.to(torch.float64)  # as SDXL does before it decodes
+        raise Stop
+
+    with pipe.vae.decoder.register_forward_pre_hook(widen), contextlib.suppress(Stop):
+        run_steps(pipe, 2, {"prompt": "red"}, pipe.vae.decoder)
+    assert pipe.vae.dtype == torch.float32
+
+
+def test_weights_beside_the_decoder_are_looked_at_first(pipe: StableDiffusionPipeline) -> None:
+    pipe.vae.encoder.conv_in.weight.data[0] = float("nan")
+    with pytest.raises(CalibrationError, match=r"encoder.conv_in.weight of vae"):
+        quantize(pipe, "rtn-w8a8", "vae")
+    assert not dict(quantized_layers(pipe.vae))
+
+
+def test_what_comes_later_is_not_said_to_stay_float(pipe: StableDiffusionPipeline) -> None:
+    made = controlled(pipe)
+    each = {"image": [RED] * len(PROMPTS)}
+    assert quantize(made, "rtn-w8a8", None, each=each, later=["controlnet"]).report["left_float"] == []
+
+
+def test_several_controlnets_are_refused_before_any_work(pipe: StableDiffusionPipeline) -> None:
+    nets = [ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 8)) for _ in range(2)]
+    made = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=nets)
+    with pytest.raises(ConfigError, match="a MultiControlNetModel"):
+        component(made, "controlnet")
+
+
+def test_the_command_line_has_no_control_images(
+    pipe: StableDiffusionPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controlled(pipe).save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("red")
+    assert run(command(tmp_path, tmp_path / "out")) == 2
+    assert "component='controlnet'" in capsys.readouterr().err
+    assert not (tmp_path / "out.work").exists()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("components")
@@ -144,13 +206,13 @@ def test_one_command_quantizes_both(folder: Path, tmp_path: Path, capsys: pytest
     assert said["components"]["vae"]["bytes"] < 0.4 * said["components"]["vae"]["unquantized"]
     assert said["components"]["text_encoder"]["quantized"] == 0
     assert {"vae: record", "record"} <= said["seconds"].keys()
-    assert "`vae` as well, 46 layers" in (tmp_path / "out/README.md").read_text()
+    assert "`vae` as well, 44 layers" in (tmp_path / "out/README.md").read_text()
     again = load_pipeline(tmp_path / "out")
     assert described(again.vae) is not None and described(again.unet) is not None
     assert run(["inspect", str(tmp_path / "out"), "--component", "vae", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["totals"]["quantized"] == 46 and shown["totals"]["disagreeing"] == []
-    assert shown["components"]["vae"]["quantized"] == 46
+    assert shown["totals"]["quantized"] == 44 and shown["totals"]["disagreeing"] == []
+    assert shown["components"]["vae"]["quantized"] == 44
     assert not (tmp_path / "out/halftone/inspection.json").exists(), "the record is the denoiser's"
 
 

@@ -1,5 +1,6 @@
 """A quantized denoiser says when it is called unlike all that it was calibrated on: another size, a ControlNet, other timesteps."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,11 @@ class TrajectoryWarning(UserWarning):
 
 
 class _Watch:
-    """A forward pre-hook that warns once for each kind of difference."""
+    """A forward pre-hook that warns, once for each input that differs: the first difference in one must not hide another's.
+
+    Of what a pipeline passes in lists (a ControlNet's residuals) the first stands for all. Compiled models are not watched: a
+    graph holds no warnings.
+    """
 
     def __init__(self, known: Mapping[str, Any]) -> None:
         self.known, self.said = known, set[str]()
@@ -25,7 +30,8 @@ class _Watch:
     def __call__(self, network: nn.Module, args: tuple, kwargs: dict) -> None:
         if torch.compiler.is_compiling():
             return
-        for kind, sentence in beyond(self.known, network, args, kwargs).items():
+        for name, sentence in beyond(self.known, network, args, kwargs).items():
+            kind = re.sub(r"\[\d+\]$", "", name)
             if kind not in self.said:
                 self.said.add(kind)
                 text = f"{type(network).__name__} is called with {sentence}. Measure it, or calibrate for this use."

@@ -96,9 +96,15 @@ def run_steps(
 
     Decoding takes as long as several denoiser calls, and nobody would look at the images.
     """
-    autoencoder = getattr(pipe, "vae", None)
+    autoencoder: Any = getattr(pipe, "vae", None)
     decoded = autoencoder is None or any(network is module for module in autoencoder.modules())
-    pipe(**arguments, num_inference_steps=steps, output_type="np" if decoded else "latent")
+    before = getattr(autoencoder, "dtype", None)
+    try:
+        pipe(**arguments, num_inference_steps=steps, output_type="np" if decoded else "latent")
+    finally:
+        if before is not None and autoencoder.dtype != before:
+            # SDXL widens it to decode, and whoever stops the pipeline there keeps it from narrowing it again.
+            autoencoder.to(before)
 
 
 @contextlib.contextmanager

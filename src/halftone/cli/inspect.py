@@ -69,8 +69,9 @@ def command(
         **{"--roles": roles, "--layers": layers or None},
     }
     if plan:
-        of_engine = {"--engine": engine, "--device": None if device == "cpu" else device, "--component": component}
+        of_engine = {"--engine": engine, "--device": None if device == "cpu" else device}
         _refuse(of_engine, "no such option beside --plan", "The plan is of no engine, and its time is that of the CPU.")
+        _refuse({"--component": component}, "no such option beside --plan", "The plan is of the denoiser.")
         show(
             model, recipe or _RECIPE, budget or "fast", assignments or [], steps or 50,
             byte_count(memory) if memory else None, roles, layers, json,

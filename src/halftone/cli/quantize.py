@@ -141,6 +141,9 @@ def _quantize(
     from halftone.models.component import component
 
     pipe = open_model(model, device=device)
+    if any(name.startswith("controlnet") for name in pipe.components):
+        fix = "In Python: halftone.quantize(pipe, RECIPE, each={'prompt': [...], 'image': [...]}, component='controlnet')."
+        raise ConfigError(model, "a pipeline that needs prompts or labels alone", "one that needs control images", fix)
     for name in others:
         if component(pipe, name) == component(pipe):
             raise ConfigError(
@@ -148,7 +151,7 @@ def _quantize(
             )
     each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts) or None
     progress.say(f"quantizing {model} with {recipe}, budget {how['budget']}")
-    result = quantize(pipe, recipe, each=each, work=work, progress=progress, **how)
+    result = quantize(pipe, recipe, each=each, work=work, progress=progress, later=others, **how)
     report = {"model": label(model), **result.report}
     times = {"seconds": report.pop("seconds"), "device": device}
     for name, its in others.items():

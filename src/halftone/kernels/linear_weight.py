@@ -22,6 +22,7 @@ class LinearWeight:
     """
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, zero_point: int) -> None:
+        self.outputs, self.width = weight.shape
         self._plain: torch.Tensor | None = weight.contiguous()
         self._packed: torch.Tensor | None = None
         self._scale = scale
@@ -30,20 +31,27 @@ class LinearWeight:
 
     def __call__(self, shape: torch.Size) -> torch.Tensor:
         """Return the weight packed for oneDNN, whatever the shape of the codes."""
-        if self._packed is None:
-            self._packed, self._plain = operator("qlinear_prepack")(self._plain, None), None
+        plain = self._plain
+        if self._packed is None and plain is not None:
+            # In this order, as other threads may be here: at every moment one of the two is there.
+            self._packed = operator("qlinear_prepack")(plain, None)
+            self._plain = None
+        assert self._packed is not None
         return self._packed
 
     def product(self, codes: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
         """Return the output, float32, for codes of few rows, or None where oneDNN is to compute it.
 
+        Which of the two computes depends on the number of rows alone, not on what was computed before: their last bits differ.
+
         Args:
             bias: float32 ``[out]`` or None.
         """
+        rows = codes.numel() // self.width
+        if rows > _ROWS or rows * self.width * self.outputs > _PRODUCTS:
+            return None
         weight = self._plain
         if weight is None:
-            return None
-        rows = codes.numel() // weight.shape[1]
-        if rows > _ROWS or rows * weight.numel() > _PRODUCTS:
-            return None
+            # Rare: a layer that has had many rows. Unpacked each time, rather than kept beside the packed one.
+            weight = self(codes.shape).to_dense().t().contiguous()
         return loops.few_rows(codes, weight, self._offset, self._scale, bias)

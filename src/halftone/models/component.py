@@ -63,6 +63,8 @@ def _find(pipe: "DiffusionPipeline", name: str) -> Component | None:
     if name == chosen:
         return Component(name, module)
     owner = pipe.components.get(name)
+    if not hasattr(owner, "register_to_config"):
+        return None  # not one model of diffusers: of transformers, or several ControlNets in one
     if name in other_denoisers(pipe):
         return Component(name, pipe.components[name])
     decodes = hasattr(owner, "decode") and isinstance(getattr(owner, _DECODER, None), nn.Module)

@@ -51,26 +51,26 @@ def reach(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[st
 
 
 def beyond(known: Mapping[str, Any], network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Return what about a call is unlike the calls of the reach ``known``: a sentence for each kind of difference, none if alike.
+    """Return what about a call is unlike the calls of the reach ``known``: a sentence for each such input, none if all are alike.
 
     A timestep is unlike if it lies more than one step outside. One on an accelerator is not looked at: to ask for its value
     would stop the machine in every call.
     """
     inputs, found = named_inputs(network, args, kwargs), {}
     now, then = shapes(inputs), known["inputs"]
-    other = [f"{name} {now[name]} instead of {then[name]}" for name in now if name in then and now[name] != then[name]]
-    if other:
-        found["shapes"] = "other shapes (without the batch): " + "; ".join(other[:3])
-    for kind, words, names in (
-        ("more", "inputs that calibration did not see", now.keys() - then.keys()),
-        ("fewer", "nothing for inputs that calibration had", then.keys() - now.keys()),
-    ):
-        if names:
-            found[kind] = f"{words}: " + ", ".join(sorted({name.partition("[")[0] for name in names}))
+    for name, shape in now.items():
+        if name not in then:
+            found[name] = f"an input that calibration did not see: {name}"
+        elif shape != then[name]:
+            found[name] = f"another shape (without the batch): {name} {shape} instead of {then[name]}"
+    for name in then:
+        if name not in now:
+            found[name] = f"nothing for an input that calibration had: {name}"
     times, value = known.get("timesteps"), inputs.get(_TIMESTEP)
     if times and value is not None and value.device.type == "cpu" and value.numel():
-        low, high = times["low"] - times["step"], times["high"] + times["step"]
-        if float(value.min()) < low or float(value.max()) > high:
+        low, high = float(value.min()), float(value.max())
+        if low < times["low"] - times["step"] or high > times["high"] + times["step"]:
+            outside = low if low < times["low"] - times["step"] else high
             span = f"{times['low']:g} to {times['high']:g}"
-            found["timesteps"] = f"timestep {float(value.max()):g}, where calibration had {span}"
+            found["timesteps"] = f"timestep {outside:g}, where calibration had {span}"
     return found

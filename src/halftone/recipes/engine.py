@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from halftone.calibrate.record import record
 from halftone.calibrate.sampling import check_steps
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.build import plain
-from halftone.foundation.errors import ConfigError
+from halftone.foundation.errors import CalibrationError, ConfigError
 from halftone.foundation.files import write_atomically
 from halftone.methods.contract import Run, StepReport
 from halftone.models.component import Component, component
@@ -28,10 +28,12 @@ from halftone.models.fingerprint import fingerprint, source_fingerprint
 from halftone.models.left_float import float_denoisers
 from halftone.models.policy import Plan, make_plan
 from halftone.models.quant_model import QuantModel
-from halftone.models.roles import architecture
+from halftone.models.roles import Architecture, architecture
 from halftone.models.surgery import replace_layers
 from halftone.nn import QuantizedLayer
 from halftone.recipes.recipe import Recipe
+
+_ENCODER = "encoder."  # of an autoencoder
 
 
 @dataclass
@@ -83,6 +85,7 @@ def run_recipe(
     each: Mapping[str, Sequence[Any]] | None = None,
     roles: Path | None = None,
     name: str | None = None,
+    later: Collection[str] = (),
 ) -> Quantized:
     """Quantize one component of the pipeline in place.
 
@@ -90,8 +93,9 @@ def run_recipe(
         steps: sampling steps of the calibration.
         resume: go on with what an earlier run left in ``run.work``.
         each: pipeline arguments with one value a trajectory, such as prompts.
-        roles: a role table for a denoiser that has none.
+        roles: a role table for an architecture that has none.
         name: of the component; None is the denoiser.
+        later: components that will be quantized after this one, and so are not noted as left float.
 
     Raises:
         ConfigError: no such component; it is quantized already; or ``run.work`` holds another run's work, or any without
@@ -103,10 +107,11 @@ def run_recipe(
     if any(isinstance(child, QuantizedLayer) for child in part.owner.modules()):
         where = "model" if name is None else f"component {name}"
         raise ConfigError(where, "a float one", "one that Halftone has quantized", "Load the original model.")
-    module.eval()
+    part.owner.eval()
+    _refuse_parts(part)
     methods = recipe.methods()
-    found = architecture(part.owner, roles if name is None else None)
-    found = found.within(part.path) if part.path else found
+    whole = architecture(part.owner, roles)
+    found = whole.within(part.path) if part.path else whole
     plan = make_plan(module, found, recipe.policy)
     check_steps(pipe, steps)
     _claim_work(run, resume, recipe, module, steps, each)
@@ -116,7 +121,7 @@ def run_recipe(
     result = Quantized(part.owner, recipe, data.identity, source, seconds={"record": time.monotonic() - began})
     if data.influence is not None:
         result.influence = [float(f"{weight:.4g}") for weight in data.influence]
-    result.left_float = _left_float(pipe, part, plan)
+    result.left_float = _left_float(pipe, part, plan, later)
     for sentence in result.left_float:
         run.progress.say(f"note: {sentence}")
     first = data.rows(slice(0, 1))
@@ -133,27 +138,41 @@ def run_recipe(
             run.progress.say(f"note: step {name}: {sentence}")
     result.layers = {f"{part.path}.{path}".lstrip("."): facts for path, facts in _layers(model).items()}
     model.close()
-    result.layers |= _round_beside(part, recipe)
+    result.layers |= _round_beside(part, recipe, whole)
     return result
 
 
-def _left_float(pipe: DiffusionPipeline, part: Component, plan: Plan) -> list[str]:
+def _refuse_parts(part: Component) -> None:
+    """Raise an error for an autoencoder that decodes in pieces, or has weights beside its decoder that cannot be rounded."""
+    for option in ("slicing", "tiling"):
+        if not part.every_step and getattr(part.owner, f"use_{option}", False):
+            fix = f"Call its disable_{option}() before quantizing; enable_{option}() works on the result."
+            raise CalibrationError(f"component {part.name}", "one that decodes whole images", f"{option} enabled", fix)
+    for path, weight in part.owner.named_parameters():
+        if not part.inside(path) and not torch.isfinite(weight).all():
+            fix = "Check the float model."
+            raise CalibrationError(f"{path} of {part.name}", "finite numbers", "NaN or infinity", fix)
+
+
+def _left_float(pipe: DiffusionPipeline, part: Component, plan: Plan, later: Collection[str]) -> list[str]:
     others = [
-        f"the component '{each.path}' ({each.kind}) stays float: a recipe quantizes one component, --also others"
+        f"the component '{each.path}' ({each.kind}) stays float: a recipe quantizes one component"
         for each in float_denoisers(pipe)
-        if part.network is denoiser(pipe)
+        if part.network is denoiser(pipe) and each.path not in later
     ]
     return [*plan.notes, *others]
 
 
-def _round_beside(part: Component, recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Round the weights beside the network to nearest, such as an autoencoder's encoder; return the facts of these layers.
+def _round_beside(part: Component, recipe: Recipe, whole: Architecture) -> dict[str, dict[str, Any]]:
+    """Round the weights of an autoencoder's encoder to nearest; return the facts of these layers.
 
-    What runs there was not recorded, so the inputs stay float.
+    What runs there was not recorded, so the inputs stay float. The 1x1 convolutions at the latents stay float altogether: they are
+    a few numbers, every decoding passes them, and SDXL asks the second one for the dtype of the whole.
     """
     rules = tuple(replace(rule, input=None, operands=None) for rule in recipe.policy if rule.says_more_than_inputs)
-    plan = make_plan(part.owner, architecture(part.owner), rules) if part.path else Plan({})
-    plan = Plan({path: planned for path, planned in plan.layers.items() if not part.inside(path)})
+    plan = make_plan(part.owner, whole, rules) if part.path else Plan({})
+    beside = {path: planned for path, planned in plan.layers.items() if not part.inside(path)}
+    plan = Plan({path: p if path.startswith(_ENCODER) else replace(p, scheme=None) for path, p in beside.items()})
     facts = {
         path: {"role": p.role, "inferred": p.inferred, "kept": p.scheme is None} for path, p in plan.layers.items()
     }
