@@ -3,8 +3,15 @@
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tests.emoji import SMALL
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from halftone.zoo import emoji_sd, emoji_tokenizer
 
@@ -24,5 +31,43 @@ def tiny_stable_diffusion(tokenizer: Path, seed: int = 0) -> StableDiffusionPipe
     for value in pipe.unet.parameters():
         value.data.normal_(0, 0.1, generator=random)
     pipe.unet.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_stable_diffusion_xl(tokenizer: Path) -> StableDiffusionXLPipeline:
+    """Return a float SDXL pipeline: two text encoders, added conditions, an autoencoder that is widened to decode."""
+    small = tiny_stable_diffusion(tokenizer)
+    torch.manual_seed(0)
+    ids = {key: getattr(small.text_encoder.config, key) for key in ("vocab_size", "max_position_embeddings")}
+    ids |= {f"{name}_token_id": getattr(small.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    words = CLIPTextConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=16, **ids
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+        cross_attention_dim=2 * 16,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    encoders = CLIPTextModel(words).eval(), CLIPTextModelWithProjection(words).eval()
+    scheduler = DDIMScheduler(clip_sample=False)
+    pipe = StableDiffusionXLPipeline(
+        vae.eval(), *encoders, small.tokenizer, small.tokenizer, unet.eval(), scheduler, add_watermarker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
-from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion
+from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from tests.tiny import pipeline, tiny_unet
 
 import halftone
@@ -97,6 +97,20 @@ def test_denoiser_and_decoder_one_after_the_other(pipe: StableDiffusionPipeline,
     assert np.array_equal(draw(again), draw(pipe))
     with pytest.raises(ConfigError, match="component vae: expected a float one"):
         quantize(again, "rtn-w8a8", "vae")
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_decoder_that_is_widened_to_decode(dtype: torch.dtype, tmp_path: Path) -> None:
+    pipe = tiny_stable_diffusion_xl(tmp_path / "tokenizer")
+    wanted = draw(pipe)
+    assert pipe.vae.config.force_upcast
+    # Calibrated in either width, and used in half precision: SDXL asks a layer of the autoencoder for its dtype.
+    pipe.to(dtype)
+    quantize(pipe, "rtn-w8a8", "vae")
+    assert pipe.vae.dtype == dtype
+    found = draw(pipe.to(torch.float16))
+    assert np.square(found - wanted).mean() < 0.01 * np.square(wanted - wanted.mean()).mean()
 
 
 def test_an_image_of_another_size_is_told(pipe: StableDiffusionPipeline) -> None:
