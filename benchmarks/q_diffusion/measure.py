@@ -67,7 +67,7 @@ def _quality(row: Row, workshop: Workshop) -> dict[str, Any]:
     module = denoiser(pipe)
     agreement = _agreement(row, pipe, workshop) if engine == "torch" and _integer(module) else None
     halftone.set_engine(module, engine)
-    drawn = workshop.quantized_samples(row, pipe, engine)
+    drawn, drawn_at = workshop.quantized_samples(row, pipe, engine)
     folder = workshop.artifact_of(row) / "model" / workshop.part
     levels = brighter(drawn.images, against.images)
     return {
@@ -81,6 +81,7 @@ def _quality(row: Row, workshop: Workshop) -> dict[str, Any]:
         "disk_bytes": disk_bytes(folder),
         "sizes": sizes(module, folder),
         "quantize": facts,
+        "samples_commit": drawn_at,  # not the row's own, where another row drew them
     }
 
 

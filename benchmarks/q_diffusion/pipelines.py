@@ -107,11 +107,14 @@ class Workshop:
         file = self._cache_file("float", sampler)
         return self._stored(file, count, sampler, lambda: self.load_float(sampler).to(self.settings.device))
 
-    def quantized_samples(self, row: Row, pipe: DiffusionPipeline, engine: str) -> Samples:
-        """Return the samples of the row's quantized ``pipe``, drawn once for all rows that share its model."""
+    def quantized_samples(self, row: Row, pipe: DiffusionPipeline, engine: str) -> tuple[Samples, dict[str, Any]]:
+        """Return the samples of the row's quantized ``pipe``, drawn once for all rows that share its model, and the commit then."""
         given = self.settings
         name = f"{row.sampler}{steps_of(row.sampler, given)}-noise{given.noise}-{given.device}-{engine}.npz"
-        return self._stored(self.artifact_of(row) / "samples" / name, row.samples, row.sampler, lambda: pipe)
+        file = self.artifact_of(row) / "samples" / name
+        found = self._stored(file, row.samples, row.sampler, lambda: pipe)
+        with np.load(file) as stored:
+            return found, json.loads(str(stored["commit"])) if "commit" in stored else {}
 
     def _stored(self, file: Path, count: int, sampler: str, make: Callable[[], DiffusionPipeline]) -> Samples:
         """Return the first ``count`` samples in ``file``, or draw them with the pipeline that ``make`` returns."""
@@ -123,7 +126,8 @@ class Workshop:
                 facts = self._protocol(count, sampler)
                 return Samples(images[:count], latents[:count], facts, seconds * count / len(images))
         drawn = self.draw(make(), count, sampler)
-        _save(file, images=drawn.images, latents=drawn.latents, seconds=np.array(drawn.seconds))
+        made = {"seconds": np.array(drawn.seconds), "commit": np.array(json.dumps(commit()))}
+        _save(file, images=drawn.images, latents=drawn.latents, **made)
         return drawn
 
     def float_calls(self, count: int) -> Calls:

@@ -153,7 +153,7 @@ def _finite(value: Any) -> Any:
 def commit() -> dict[str, Any]:
     """Return the commit of the code, and whether anything but results differed from it."""
     sha = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", "src", "benchmarks", ":(exclude)benchmarks/*/results")
+    changed = _git("status", "--porcelain", "--", "src", "benchmarks", ":(exclude,glob)benchmarks/*/results/**")
     return {"sha": sha, "dirty": None if sha is None else bool(changed)}
 
 
