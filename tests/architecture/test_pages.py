@@ -177,7 +177,9 @@ def test_the_lines_of_the_page_on_artifacts(small: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "line"), [(page.name, line) for page in PAGES for line in commands(page)], ids=lambda value: str(value)
 )
-def test_commands_parse(page: str, line: list[str]) -> None:
+def test_commands_parse(page: str, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("captions.txt").touch()  # files that a page names and an option wants to exist
     command: Any = typer.main.get_command(app.app)
     words = line[1:]
     while words and words[0] in getattr(command, "commands", {}):
