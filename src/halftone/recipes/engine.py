@@ -105,8 +105,8 @@ def run_recipe(
     part = component(pipe, name)
     module = part.network
     if any(isinstance(child, QuantizedLayer) for child in part.owner.modules()):
-        where = "model" if name is None else f"component {name}"
-        raise ConfigError(where, "a float one", "one that Halftone has quantized", "Load the original model.")
+        where, wanted = ("model", "a float denoiser") if name is None else (f"component {name}", "a float one")
+        raise ConfigError(where, wanted, "one that Halftone has quantized", "Load the original model.")
     part.owner.eval()
     _refuse_parts(part)
     methods = recipe.methods()
