@@ -158,7 +158,11 @@ def ablation(rows: Section) -> list[Finding]:
             found += _claim(claim, "not splitting", cell(bits, split="none"), whole, _matters)
         claim = f"{words}, reconstruction matters."
         found += _claim(claim, "rounding to nearest", cell(bits, reconstruction="nearest"), whole, _matters)
-    return found
+    whole, other = (pick(rows, bits="w4a8", without=what) for what in ("nothing", "block reconstruction"))
+    claim = (
+        f"{_TARGET}w4a8: block reconstruction earns its time where GPTQ came before and the whole network comes after."
+    )
+    return found + _claim(claim, "leaving it out", other, whole, _matters)
 
 
 def timesteps(rows: Section) -> list[Finding]:
