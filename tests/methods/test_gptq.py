@@ -43,7 +43,7 @@ def test_beats_nearest_on_correlated_inputs(seed: int, ordered: bool) -> None:
     codes, rounded = round_columns(weight, affine, GRID, hessian, 0.01, ordered)
     assert torch.equal(dequantize(codes, affine, GRID), rounded)
     nearest = dequantize(quantize(weight, affine, GRID), affine, GRID)
-    assert cost(rounded - weight, hessian) < 0.7 * cost(nearest - weight, hessian)
+    assert cost(rounded - weight, hessian) < 0.85 * cost(nearest - weight, hessian)
 
 
 @given(seed=st.integers(0, 10_000), ordered=st.booleans())
