@@ -182,13 +182,15 @@ def latency(section: Section) -> list[str]:
     return lines
 
 
-def quality(section: Section, columns: dict[str, str]) -> list[str]:
+def quality(section: Section, columns: dict[str, str], whole: Section | None = None) -> list[str]:
     """Return a plain table of paired and distribution distances.
 
     Args:
         columns: heads by label.
+        whole: where the float rows are, if not among those shown.
     """
-    floats = {row.protocol["sampler"]: row for row in section.values() if row.protocol["kind"] == "float"}
+    rows = (section if whole is None else whole).values()
+    floats = {row.protocol["sampler"]: row for row in rows if row.protocol["kind"] == "float"}
     body = []
     for row in _sorted(section, list(columns)):
         pairs = row.paired or {}
@@ -256,12 +258,20 @@ def ablation(section: Section) -> list[str]:
     others = {name: row for name, row in section.items() if "without" in row.labels}
     whole = pick(section, without=WHOLE)
     if others:
-        lines += ["The whole method at W4A8, and without one part each:", "", *quality(others, {"without": "without"})]
+        lines += [
+            "The whole method at W4A8, and without one part each:",
+            "",
+            *quality(others, {"without": "without"}, section),
+        ]
     ranges = {name: row for name, row in section.items() if "activations" in row.labels}
     if ranges:
         if whole:
             ranges[whole.name] = Result({**whole.data, "labels": {"activations": ACTIVATIONS[0]}})
-        lines += ["W4A8 by how the activations' ranges are found:", "", *quality(ranges, {"activations": "ranges"})]
+        lines += [
+            "W4A8 by how the activations' ranges are found:",
+            "",
+            *quality(ranges, {"activations": "ranges"}, section),
+        ]
     return lines
 
 
