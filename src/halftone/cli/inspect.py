@@ -78,15 +78,14 @@ def command(
         )  # fmt: skip
         return
     _refuse(of_plan, "--plan beside it", "Without --plan, inspect shows a model as it is.")
-    found, parts = _inspected(model, component, engine, agreement, keep, device)
-    record = {**found.plain(), "components": parts}
-    emit(record, json, lambda: "\n".join([_human(found), *_components(parts)]))
+    found, record = _inspected(model, component, engine, agreement, keep, device)
+    emit(record, json, lambda: "\n".join([_human(found), *_components(record["components"])]))
 
 
 def _inspected(
     model: str, component: str | None, engine: str | None, agreement: bool, keep: bool, device: str
-) -> tuple["Inspection", dict[str, dict[str, Any]]]:
-    """Return what there is to say about one component's layers and about the sizes of all components."""
+) -> tuple["Inspection", dict[str, Any]]:
+    """Return what one component's layers are, and the record of it together with the sizes of all components, JSON-safe."""
     with working():
         from json import dumps
 
@@ -99,11 +98,12 @@ def _inspected(
         pipe = open_model(model, device=device)
         part = find(pipe, component)
         use_engine(pipe, engine)
-        found, parts = inspect_model(pipe if component is None else part.owner, agreement), component_sizes(pipe)
+        found = inspect_model(pipe if component is None else part.owner, agreement)
+        record = {**found.plain(), "components": component_sizes(pipe)}
         folder = local_artifact(model, pipe) if keep and engine is None and component is None else None
         if folder:
-            write_atomically(folder / RECORD, dumps({**found.plain(), "components": parts}, indent=1) + "\n")
-        return found, parts
+            write_atomically(folder / RECORD, dumps(record, indent=1) + "\n")
+        return found, record
 
 
 def _refuse(options: dict[str, Any], expected: str, fix: str) -> None:

@@ -4,7 +4,8 @@ Stored in the artifact, so that a quantized denoiser can tell a call unlike all 
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +17,7 @@ _TIMESTEP = "timestep"  # as diffusers' denoisers call it, all of them
 
 def named_inputs(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return a call's tensors by name, however the pipeline passed them; nested ones as ``added_cond_kwargs['text_embeds']``."""
-    names = list(inspect.signature(type(network).forward).parameters)[1:]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = {**dict(zip(_parameters(type(network).forward), args, strict=False)), **kwargs}
     if isinstance(given.get(_TIMESTEP), int | float):
         given[_TIMESTEP] = torch.tensor(given[_TIMESTEP])
     found = {}
@@ -26,6 +26,12 @@ def named_inputs(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> 
             if isinstance(leaf, torch.Tensor):
                 found[name + pytree.keystr(path)] = leaf
     return found
+
+
+@cache
+def _parameters(forward: Callable) -> tuple[str, ...]:
+    """Return the names of what a network's forward takes; kept, as every call of a watched network asks."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def shapes(inputs: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
