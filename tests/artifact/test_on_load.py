@@ -9,8 +9,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, PipelineQuantizationConf
 from tests.stable_diffusion import tiny_stable_diffusion
 
 import halftone
-from halftone.artifact import load_pipeline, save_pipeline
-from halftone.artifact.diffusers_loader import described
+from halftone.artifact import described, load_pipeline, save_pipeline
 from halftone.foundation.errors import ConfigError, MatchError
 from halftone.nn import QuantizedLayer
 

@@ -169,7 +169,7 @@ def test_attach_refuses(plain_unet: UNet2DModel, unet: UNet2DModel) -> None:
         attach(
             UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)), {}
         )
-    with pytest.raises(ConfigError, match="a diffusers model"):
+    with pytest.raises(ConfigError, match="a model of diffusers"):
         attach(nn.Linear(2, 2), {})
     next(quantized_layers(unet))[1].taps["input"] = lambda x: x
     with pytest.raises(OutputError, match="calibrated"):

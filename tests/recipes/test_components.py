@@ -136,7 +136,7 @@ def test_a_controlnet_is_calibrated_in_its_own_calls(pipe: StableDiffusionPipeli
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("vea", "Did you mean 'vae'"), ("text_encoder", "a CLIPTextModel"), ("scheduler", "Known: unet, vae")],
+    [("vea", "Did you mean 'vae'"), ("tokenizer", "'tokenizer'"), ("scheduler", "Known: unet, vae")],
 )
 def test_a_component_that_cannot_be_quantized(pipe: StableDiffusionPipeline, name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -213,16 +213,17 @@ def command(folder: Path, output: Path, *more: str) -> list[str]:
     return [*given, "--prompts", str(folder / "prompts.txt"), "-o", str(output), *more]
 
 
-def test_one_command_quantizes_both(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(command(folder, tmp_path / "out", "--also", "vae=rtn-w8a8", "--json")) == 0
+def test_one_command_quantizes_all(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = ("--also", "vae=rtn-w8a8", "--also", "text_encoder=rtn-w8a32")
+    assert run(command(folder, tmp_path / "out", *others, "--json")) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["report"]["also"]["vae"]["recipe"]["name"] == "rtn-w8a8"
     assert said["components"]["vae"]["bytes"] < 0.4 * said["components"]["vae"]["unquantized"]
-    assert said["components"]["text_encoder"]["quantized"] == 0
+    assert said["components"]["text_encoder"]["quantized"] == said["components"]["text_encoder"]["layers"] == 12
     assert {"vae: record", "record"} <= said["seconds"].keys()
     assert "`vae` as well, 44 layers" in (tmp_path / "out/README.md").read_text()
     again = load_pipeline(tmp_path / "out")
-    assert described(again.vae) is not None and described(again.unet) is not None
+    assert None not in (described(again.vae), described(again.unet), described(again.text_encoder))
     assert run(["inspect", str(tmp_path / "out"), "--component", "vae", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["totals"]["quantized"] == 44 and shown["totals"]["disagreeing"] == []

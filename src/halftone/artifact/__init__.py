@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halftone.artifact.accounting import component_sizes, sizes
-    from halftone.artifact.diffusers_loader import HalftoneConfig, attach, described
+    from halftone.artifact.attachment import attach, described
+    from halftone.artifact.diffusers_loader import HalftoneConfig
     from halftone.artifact.folder import check_folder
     from halftone.artifact.outline import load_outline
     from halftone.artifact.pipeline import load_pipeline, save_pipeline
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "HalftoneConfig": "diffusers_loader",
-    "attach": "diffusers_loader",
-    "described": "diffusers_loader",
+    "attach": "attachment",
+    "described": "attachment",
     "check_folder": "folder",
     "load_outline": "outline",
     "load_pipeline": "pipeline",

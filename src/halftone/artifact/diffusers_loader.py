@@ -1,11 +1,6 @@
-"""How diffusers loads and saves a Halftone denoiser: a quantization config and a quantizer, known to it by name.
-
-:mod:`halftone.artifact.registration` imports this file while diffusers itself is being imported, so nothing here may
-import diffusers' models at module level: what needs them is imported where it is used.
-"""
+"""How diffusers loads and saves a Halftone denoiser: a quantization config and a quantizer, known to it by name."""
 
 import json
-import weakref
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -17,6 +12,8 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
 from halftone.artifact.checksum import combined, tensor_line
+from halftone.artifact.numbers import check_numbers, is_exact
+from halftone.artifact.owner import Owner
 from halftone.artifact.schema import METHOD, Description, parse, to_json
 from halftone.foundation.errors import ArtifactError, ConfigError, OutputError
 
@@ -63,23 +60,6 @@ class HalftoneConfig(QuantizationConfigMixin):
         return f"{type(self).__name__}({len(self.description.schemes)} quantized layers)"
 
 
-class _Owner:
-    """A weak reference to a model, held by the model's own quantizer; a copy of the model gets one to the copy."""
-
-    def __init__(self, model: nn.Module | None = None) -> None:
-        self._reference = weakref.ref(model) if model is not None else None
-
-    def __call__(self) -> nn.Module | None:
-        return self._reference() if self._reference is not None else None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Owner":
-        # Copied alone, the quantizer stays with the model it knows.
-        return _Owner(memo.get(id(self()), self()))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Owner, (self(),))
-
-
 class HalftoneQuantizer(DiffusersQuantizer):
     """Loads and saves denoisers with quantized layers.
 
@@ -94,7 +74,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
 
     def __init__(self, quantization_config: HalftoneConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._owner = _Owner()
+        self._owner = Owner()
         self._lines: dict[str, str] = {}
 
     # Loading, in the order of the calls.
@@ -148,7 +128,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         self._lines[param_name] = tensor_line(param_name, stored)
         path, _, leaf = param_name.rpartition(".")
         owner = model.get_submodule(path)
-        if _is_exact(owner, leaf):
+        if is_exact(owner, leaf):
             expected = getattr(owner, leaf).dtype
             if stored.dtype != expected:
                 raise ArtifactError(f"tensor '{param_name}'", str(expected), str(stored.dtype))
@@ -173,8 +153,8 @@ class HalftoneQuantizer(DiffusersQuantizer):
         if found != expected:
             fix = "The weights are damaged or belong to another config.json: get the files again."
             raise ArtifactError(f"weights of {type(model).__name__}", f"checksum {expected}", found, fix)
-        _check_numbers(model)
-        self._owner = _Owner(model)
+        check_numbers(model)
+        self._owner = Owner(model)
         _allow_casts(model)
         watch(model, self.quantization_config.description.trajectory)
         return model
@@ -207,7 +187,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
 
         parse(to_json(description))  # what is written can be read
         self.quantization_config = HalftoneConfig(description)
-        self._owner = _Owner(model)
+        self._owner = Owner(model)
         model.hf_quantizer = self
         _allow_casts(model)
         watch(model, description.trajectory)
@@ -226,41 +206,6 @@ class HalftoneQuantizer(DiffusersQuantizer):
         return False
 
 
-def attach(
-    denoiser: nn.Module,
-    recipe: dict[str, Any],
-    trajectory: dict[str, Any] | None = None,
-    notes: dict[str, Any] | None = None,
-) -> HalftoneConfig:
-    """Let diffusers know that ``denoiser`` was quantized in place, so that its ``save_pretrained`` writes the artifact.
-
-    Casting it later (``denoiser.to(dtype)``, ``from_pipe``) concerns what stayed float: codes and scales keep their numbers.
-
-    Args:
-        denoiser: a diffusers model that holds quantized layers.
-        recipe: the resolved recipe.
-        trajectory: the identity of the calibration trajectory.
-        notes: anything else to keep, for example trials. All three are stored as JSON.
-
-    Raises:
-        OutputError: nothing is quantized, adapters are attached, or a layer is still being calibrated.
-        ConfigError: not a diffusers model.
-    """
-    from halftone.artifact.structure import describe
-
-    if not hasattr(denoiser, "register_to_config"):
-        raise ConfigError("denoiser", "a diffusers model", type(denoiser).__name__)
-    description = describe(denoiser, recipe, trajectory, notes)
-    HalftoneQuantizer(HalftoneConfig(description)).adopt(denoiser, description)
-    return denoiser.hf_quantizer.quantization_config  # type: ignore[union-attr,return-value]
-
-
-def described(denoiser: nn.Module) -> Description | None:
-    """Return what a denoiser that was loaded or attached says about itself (recipe ...), or None if it is float."""
-    quantizer = getattr(denoiser, "hf_quantizer", None)
-    return quantizer.quantization_config.description if isinstance(quantizer, HalftoneQuantizer) else None
-
-
 def _allow_casts(model: Any) -> None:
     """Let ``model.to(dtype)`` do what it does to float models.
 
@@ -268,31 +213,6 @@ def _allow_casts(model: Any) -> None:
     A quantized layer casts nothing but its bias, so there is nothing to refuse.
     """
     model.is_quantized = False
-
-
-def _is_exact(owner: nn.Module, leaf: str) -> bool:
-    """Return whether this tensor is a code, scale or zero point, which no dtype may change."""
-    from halftone.nn import AttentionOperands, QuantizedLayer
-
-    if isinstance(owner, QuantizedLayer):
-        return owner.scheme is not None and leaf != "bias"
-    return isinstance(owner, AttentionOperands)
-
-
-def _check_numbers(model: nn.Module) -> None:
-    """Refuse what no quantizer writes: scales that are not positive numbers, zero points off the grid."""
-    for name, buffer in model.named_buffers():
-        path, _, leaf = name.rpartition(".")
-        owner: Any = model.get_submodule(path)
-        if not _is_exact(owner, leaf):
-            continue
-        if leaf.endswith("_scale") and not bool((torch.isfinite(buffer) & (buffer > 0)).all()):
-            raise ArtifactError(f"tensor '{name}'", "finite positive scales", "others")
-        if leaf.endswith("_zero_point"):
-            site = leaf.removesuffix("_zero_point")
-            bits = (owner.scheme.weight if site == "weight" else owner.site_specs[site]).bits
-            if int(buffer.max()) >= 2**bits:
-                raise ArtifactError(f"tensor '{name}'", f"zero points below {2**bits}", str(int(buffer.max())))
 
 
 def _without(names: list[str]) -> str:

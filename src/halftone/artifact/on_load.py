@@ -1,7 +1,4 @@
-"""Rounding a float denoiser while diffusers loads it: no calibration, no float copy of a quantized weight.
-
-Like :mod:`halftone.artifact.diffusers_loader` this is imported while diffusers itself is being imported.
-"""
+"""Rounding a float denoiser while diffusers loads it: no calibration, no float copy of a quantized weight."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -1,43 +1,79 @@
-"""Making diffusers know the name ``halftone``, without importing diffusers before anyone needs it."""
+"""Making diffusers and transformers know the name ``halftone``, without importing them before anyone needs them."""
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_TABLES = "diffusers.quantizers.auto"
+_NAME = "halftone"  # the schema's METHOD, which would import torch
 
 
 def register() -> None:
-    """Enter Halftone's config and quantizer into diffusers' tables, now or as soon as diffusers is imported.
+    """Enter Halftone's config and quantizer into both libraries' tables, now or as soon as they are imported.
 
-    Importing diffusers takes seconds, which ``halftone --help`` need not pay; so where it is not imported yet, its
-    tables are completed right after they come into being. Calling this again changes nothing.
+    Importing them takes seconds, which ``halftone --help`` need not pay; so where one is not imported yet, its tables are
+    completed right after they come into being. Calling this again changes nothing.
     """
-    if _TABLES in sys.modules:
-        _enter(sys.modules[_TABLES])
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+    for tables in _TABLES:
+        if tables in sys.modules:
+            _enter(sys.modules[tables])
+        elif not any(isinstance(finder, _AfterImport) and finder.name == tables for finder in sys.meta_path):
+            sys.meta_path.insert(0, _AfterImport(tables))
+
+
+class _IsConfig(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        loader = sys.modules.get("halftone.artifact.diffusers_loader")
+        return loader is not None and isinstance(value, loader.HalftoneConfig)
+
+
+class _Config(metaclass=_IsConfig):
+    """Stands for the config in the tables: its class needs diffusers, which may be half imported just now."""
+
+    @staticmethod
+    def from_dict(data: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        from halftone.artifact.diffusers_loader import HalftoneConfig
+
+        return HalftoneConfig.from_dict(data, *args, **kwargs)
+
+
+def _of_diffusers(*args: Any, **kwargs: Any) -> Any:
+    from halftone.artifact.on_load import quantizer
+
+    return quantizer(*args, **kwargs)
+
+
+def _of_transformers(*args: Any, **kwargs: Any) -> Any:
+    from halftone.artifact.transformers_loader import TransformersQuantizer
+
+    return TransformersQuantizer(*args, **kwargs)
+
+
+# Where each library keeps its tables, and what makes our quantizer for it.
+_TABLES: dict[str, Callable[..., Any]] = {
+    "diffusers.quantizers.auto": _of_diffusers,
+    "transformers.quantizers.auto": _of_transformers,
+}
 
 
 def _enter(tables: ModuleType) -> None:
-    from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod
-    from halftone.artifact.on_load import quantizer
-
-    tables.AUTO_QUANTIZATION_CONFIG_MAPPING[HalftoneMethod.HALFTONE.value] = HalftoneConfig
-    tables.AUTO_QUANTIZER_MAPPING[HalftoneMethod.HALFTONE.value] = quantizer
+    tables.AUTO_QUANTIZATION_CONFIG_MAPPING[_NAME] = _Config
+    tables.AUTO_QUANTIZER_MAPPING[_NAME] = _TABLES[tables.__name__]
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds nothing itself; lets the ordinary finders find diffusers' tables, and enters ours once they have run."""
+    """Finds nothing itself; lets the ordinary finders find a library's tables, and enters ours once they have run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != _TABLES:
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

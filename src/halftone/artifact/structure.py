@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from torch import nn
 
 from halftone.artifact.checksum import checksum
@@ -60,8 +61,14 @@ def describe(
         None if trajectory is None else plain(trajectory),
         plain(notes or {}),
         dict(producer or {"name": "halftone", "version": _version()}),
-        checksum(denoiser.state_dict()),
+        checksum(saved_tensors(denoiser)),
     )
+
+
+def saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of ``model`` that its library writes: of several names of one, transformers writes the first."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
 def _refuse_unfinished(path: str, module: nn.Module) -> None:

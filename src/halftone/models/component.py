@@ -1,4 +1,4 @@
-"""Which part of a pipeline is quantized: the denoiser, or another network that diffusers saves."""
+"""Which part of a pipeline is quantized: the denoiser, or another network that it saves."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 _DECODER = "decoder"
+_TEXT = "text_encoder"  # of transformers; SDXL has two, others three
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def component(pipe: "DiffusionPipeline", name: str | None = None) -> Component:
     """Return the component called ``name``; None is the denoiser.
 
     Of an autoencoder the network is the decoder, which every image passes; the encoder runs only where one is given an image.
+    A text encoder is called once a prompt, and once more for the negative one.
 
     Raises:
         ConfigError: no such component, or one that cannot be quantized.
@@ -54,7 +56,8 @@ def component(pipe: "DiffusionPipeline", name: str | None = None) -> Component:
         other = pipe.components.get(name)
         got = f"'{name}'" + (f", a {type(other).__name__}" if isinstance(other, nn.Module) else "")
         fix = suggest(name, (each for each in pipe.components if _find(pipe, each)))
-        raise ConfigError(type(pipe).__name__, "a denoiser, a ControlNet or an autoencoder in it", got, fix)
+        known = "a denoiser, a ControlNet, an autoencoder or a text encoder in it"
+        raise ConfigError(type(pipe).__name__, known, got, fix)
     return found
 
 
@@ -63,8 +66,10 @@ def _find(pipe: "DiffusionPipeline", name: str) -> Component | None:
     if name == chosen:
         return Component(name, module)
     owner = pipe.components.get(name)
+    if name.startswith(_TEXT) and isinstance(owner, nn.Module):
+        return Component(name, owner, every_step=False)
     if not hasattr(owner, "register_to_config"):
-        return None  # not one model of diffusers: of transformers, or several ControlNets in one
+        return None  # not one model of diffusers: several ControlNets in one, for example
     if name in other_denoisers(pipe):
         return Component(name, pipe.components[name])
     decodes = hasattr(owner, "decode") and isinstance(getattr(owner, _DECODER, None), nn.Module)

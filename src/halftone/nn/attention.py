@@ -26,7 +26,7 @@ class AttentionOperands(SiteOwner):
     def allocate(self) -> None:
         """Give every site empty buffers of the right shape, for a loader to fill."""
         for site, spec in self.site_specs.items():
-            self.register_buffer(f"{site}_scale", torch.empty(1))
+            self.register_buffer(f"{site}_scale", torch.empty(1, dtype=torch.float32))
             if spec.zero == "asymmetric":
                 self.register_buffer(f"{site}_zero_point", torch.empty(1, dtype=spec.number_format.code_dtype))
 

@@ -99,11 +99,11 @@ class QuantizedLayer(SiteOwner):
         row = packed_size(torch.Size(rest).numel(), scheme.weight.bits)
         self._enter(scheme, torch.empty(out, row, dtype=torch.uint8, device=device))
         count = len(scheme.segments) or 1
-        self.register_buffer("weight_scale", torch.empty(count, out, device=device))
+        self.register_buffer("weight_scale", torch.empty(count, out, dtype=torch.float32, device=device))
         if scheme.weight.zero == "asymmetric":
             self.register_buffer("weight_zero_point", torch.empty(count, out, dtype=torch.uint8, device=device))
         if scheme.input is not None:
-            self.register_buffer("input_scale", torch.empty(count, device=device))
+            self.register_buffer("input_scale", torch.empty(count, dtype=torch.float32, device=device))
             if scheme.input.zero == "asymmetric":
                 self.register_buffer(
                     "input_zero_point", torch.empty(count, dtype=scheme.input.number_format.code_dtype, device=device)

@@ -1,0 +1,130 @@
+"""How transformers loads and saves a text encoder with quantized layers, under the same name and in the same format."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from transformers.quantizers.base import HfQuantizer
+
+from halftone.artifact.checksum import combined, tensor_line
+from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod
+from halftone.artifact.numbers import check_numbers, is_exact
+from halftone.artifact.owner import Owner
+from halftone.artifact.schema import Description, parse, to_json
+from halftone.foundation.errors import ArtifactError, ConfigError
+
+_OLDEST = 5  # transformers' major version: before, other paths and another way of loading
+
+
+class TransformersQuantizer(HfQuantizer):
+    """Loads and saves text encoders with quantized layers.
+
+    Loading: the files are hashed before anything is loaded, then layers get empty packed tensors on the meta device, so float
+    weights never exist; transformers gives each tensor the dtype of the one that waits for it, which for scales is float32 whatever
+    was asked for. Saving: the description is made anew, as :class:`~halftone.artifact.diffusers_loader.HalftoneQuantizer` does, and
+    tensors are named as the model names them, not as the checkpoint that it once came from did.
+    """
+
+    requires_calibration = True  # `from_pretrained` of a float model with this config is refused
+
+    def __init__(self, quantization_config: HalftoneConfig, **kwargs: Any) -> None:
+        if not isinstance(quantization_config, HalftoneConfig) or not hasattr(quantization_config, "description"):
+            fix = "Load it in float, then halftone.quantize(pipe, RECIPE, component='text_encoder')."
+            raise ConfigError(
+                "quantization_config", "a model of diffusers", "a text encoder to round while it loads", fix
+            )
+        super().__init__(quantization_config, **kwargs)
+        self._owner = Owner()
+
+    # Loading, in the order of the calls.
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        if int(transformers.__version__.partition(".")[0]) < _OLDEST:
+            raise ConfigError("text encoder", f"transformers {_OLDEST} or newer", transformers.__version__)
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise ConfigError(
+                "device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk."
+            )
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        from halftone.artifact.structure import prepare, saved_tensors
+
+        description = self.quantization_config.description
+        prepare(model, description)
+        lines = dict(_lines(checkpoint_files or []))
+        expected = saved_tensors(model)
+        if lines.keys() != expected.keys():
+            odd = min(lines.keys() ^ expected.keys())
+            got = f"nothing for {odd}" if odd in expected else f"one more, {odd[:200]}"
+            raise ArtifactError(type(model).__name__, "every tensor of the model in the file, and no other", got)
+        if combined(lines) != description.checksum:
+            fix = "The weights are damaged or belong to another config.json: get the files again."
+            where = f"weights of {type(model).__name__}"
+            raise ArtifactError(where, f"checksum {description.checksum}", combined(lines), fix)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for path, owner in model.named_modules():
+            for leaf, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
+                if tensor is not None and is_exact(owner, leaf) and tensor.dtype not in (torch.uint8, torch.float32):
+                    fix = "This version of transformers casts what it loads: another one, or no dtype."
+                    raise ArtifactError(f"tensor '{path}.{leaf}'", "its own dtype", str(tensor.dtype), fix)
+        check_numbers(model)
+        self._settle(model)
+        return model
+
+    # Saving.
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """True; asked once at the start of ``save_pretrained``, and the moment to describe the layers as they are now.
+
+        Raises:
+            OutputError: adapters are attached or a layer is still being calibrated.
+        """
+        from halftone.artifact.structure import describe
+
+        model = self._owner()
+        if model is not None:
+            old = self.quantization_config.description
+            self.adopt(model, describe(model, old.recipe, old.trajectory, old.notes, old.producer))
+        return True
+
+    def adopt(self, model: Any, description: Description) -> None:
+        """Make this the quantizer of ``model``, which ``description`` describes."""
+        parse(to_json(description))  # what is written can be read
+        self.quantization_config = HalftoneConfig(description)
+        model.hf_quantizer = self
+        model.quantization_method = HalftoneMethod.HALFTONE
+        model.config.quantization_config = self.quantization_config
+        self._settle(model)
+
+    def _settle(self, model: Any) -> None:
+        from halftone.artifact.watch import watch
+
+        self._owner = Owner(model)
+        model.is_quantized = False  # casts are allowed: a quantized layer casts nothing but its bias
+        model._weight_conversions = None  # tensors keep the model's own names
+        watch(model, self.quantization_config.description.trajectory)
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _lines(files: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and line of each tensor in ``files``, of which one at a time is in memory.
+
+    Raises:
+        ArtifactError: a file that is not safetensors.
+    """
+    for file in files:
+        if Path(file).suffix != ".safetensors":
+            raise ArtifactError(str(file), "weights in safetensors", Path(file).suffix, "Pickle is not read.")
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                yield name, tensor_line(name, tensors.get_tensor(name))
