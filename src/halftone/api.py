@@ -67,7 +67,7 @@ def quantize(
         memory: bytes of activations held in memory while walking (the rest is spilled to ``work``).
         keep: dtype in which activations are held.
         roles: role table (TOML) for an architecture without one.
-        component: name of the one to quantize (``vae``, ``text_encoder``, ``controlnet``); None is the denoiser. Call it once for each.
+        component: name of the one to quantize (``vae``, ``text_encoder`` ...); None is the denoiser. Call it once for each.
             Of an autoencoder the decoder is calibrated; the encoder, which only image inputs need, gets its weights rounded.
         later: components that will be quantized after this one: the report does not say of them that they stay float.
         progress: where to show progress; nothing by default.
