@@ -79,6 +79,9 @@ def train(
         int | None,
         typer.Option(min=1, help="Stop after so many distances in a row without a new best. Default: never."),
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="What a LoRA or ControlNet is for. Default: zoo:emoji-sd.")
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -91,10 +94,11 @@ def train(
     Examples:
       halftone zoo train fashion-unet --data fashion_mnist.npz --minutes 240
       halftone zoo train emoji-sd --data FOLDER --minutes 360 --work emoji.work -o emoji
+      halftone zoo train emoji-style-lora --data FOLDER --minutes 30
       halftone zoo train fashion-classifier --data fashion_mnist.npz
     """
     with working() as progress:
-        from halftone.cli.zoo_training import Request, check_options
+        from halftone.cli.zoo_training import BASE, Request, check_options
         from halftone.foundation.files import check_output
         from halftone.zoo.catalog import entry
 
@@ -102,21 +106,23 @@ def train(
         where = output or Path(name)
         asked = {"minutes": minutes, "samples": samples, "measure-every": measure_every, "patience": patience}
         given = {option: value for option, value in asked.items() if value is not None}
-        check_options(found, [*given, *(["work"] if work else [])])
+        check_options(found, [*given, *(["work"] if work else []), *(["base"] if base else [])])
         if "minutes" in found.options:
             given = {"minutes": _MINUTES} | given
         check_output(where, overwrite)
-        request = Request(found, data, where, work or Path(f"{where}.work"), seed, overwrite, given)
+        request = Request(found, data, where, work or Path(f"{where}.work"), seed, overwrite, given, base or BASE)
         card = _trainers()[name](request, progress)
     emit(card, json, lambda: f"{where}: trained {name}; see its card")
 
 
 def _trainers() -> "dict[str, Callable[[Request, Progress], dict[str, Any]]]":
     """Return what trains each model of the zoo, writes its folder and returns its card."""
-    from halftone.cli import zoo_emoji, zoo_fashion
+    from halftone.cli import zoo_emoji, zoo_emoji_parts, zoo_fashion
 
     return {
         "fashion-unet": zoo_fashion.train_unet,
         "fashion-classifier": zoo_fashion.train_classifier,
         "emoji-sd": zoo_emoji.train,
+        "emoji-style-lora": zoo_emoji_parts.train_style,
+        "emoji-controlnet": zoo_emoji_parts.train_controlnet,
     }

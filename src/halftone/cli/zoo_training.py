@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from halftone.zoo.catalog import Entry
 
 
+BASE = "zoo:emoji-sd"
+
+
 @dataclass(frozen=True)
 class Request:
     """What a training was asked for.
@@ -25,6 +28,7 @@ class Request:
         data: its data set.
         output: the folder to write.
         work: the folder of checkpoints.
+        base: the model that an adapter or a ControlNet is trained for.
         options: numbers that only some trainings take, by name, such as ``minutes``; what was not given is not there.
     """
 
@@ -35,6 +39,7 @@ class Request:
     seed: int
     overwrite: bool
     options: Mapping[str, int | float]
+    base: str = BASE
 
     @property
     def device(self) -> str:
@@ -48,6 +53,7 @@ class Request:
         """The line that does it again, with a placeholder for the data."""
         # Not `:g` for all: it writes a large integer as 1e+06, which no integer option reads.
         given = [f"--{k} {v:g}" if isinstance(v, float) else f"--{k} {v}" for k, v in self.options.items()]
+        given += [f"--base {Path(self.base).name}"] if self.base != BASE else []
         line = ["halftone zoo train", self.entry.name, "--data", self.entry.source, *given, f"--seed {self.seed}"]
         return " ".join(line)
 

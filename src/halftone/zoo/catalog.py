@@ -16,14 +16,15 @@ class Entry:
     """One model.
 
     Attributes:
-        kind: ``pipeline`` (a diffusers folder) or ``features`` (a network that a Fréchet distance is measured with).
+        kind: ``pipeline`` (a diffusers folder), ``features`` (a network that a Fréchet distance is measured with), ``lora`` or
+            ``controlnet`` (for a pipeline of the zoo).
         data: what it was trained on, with the licence.
         source: what ``halftone zoo train NAME --data`` takes to make it.
         options: those of ``halftone zoo train`` that its training has, besides the ones that all have.
     """
 
     name: str
-    kind: Literal["pipeline", "features"]
+    kind: Literal["pipeline", "features", "lora", "controlnet"]
     title: str
     data: str
     source: str = "FASHION_MNIST.npz"
@@ -40,6 +41,7 @@ class Entry:
         return (self.path / _INDEX).is_file() if self.kind == "pipeline" else any(self.path.glob("*.safetensors"))
 
 
+_EMOJI = "Noto emoji (Apache-2.0) with CLDR names and keywords (Unicode License V3)"
 _FASHION = "Fashion-MNIST (MIT, Zalando SE)"
 
 CATALOG = (
@@ -60,9 +62,25 @@ CATALOG = (
         "emoji-sd",
         "pipeline",
         "text to image, 64x64 emoji, StableDiffusionPipeline",
-        "Noto emoji (Apache-2.0) with CLDR names and keywords (Unicode License V3)",
+        _EMOJI,
         "FOLDER",
         ("minutes", "work", "samples"),
+    ),
+    Entry(
+        "emoji-style-lora",
+        "lora",
+        "makes every emoji of emoji-sd a print in one ink",
+        _EMOJI,
+        "FOLDER",
+        ("minutes", "work", "samples", "base"),
+    ),
+    Entry(
+        "emoji-controlnet",
+        "controlnet",
+        "puts an emoji of emoji-sd where a coarse mask is",
+        _EMOJI,
+        "FOLDER",
+        ("minutes", "work", "samples", "base"),
     ),
 )
 
@@ -93,7 +111,7 @@ def folder(name: str) -> Path:
     found = entry(name)
     if found.kind != "pipeline":
         pipelines = ", ".join(each.name for each in CATALOG if each.kind == "pipeline")
-        raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", "a feature network")
+        raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", f"one of the kind {found.kind}")
     if not found.installed:
         where = shlex.quote(str(found.path))
         fix = f"Train it: halftone zoo train {name} --data {found.source} -o {where}"

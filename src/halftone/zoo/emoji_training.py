@@ -16,10 +16,11 @@ from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import staged_folder, write_atomically
 from halftone.zoo import emoji_tokenizer, squeezenet
 from halftone.zoo.autoencoder_training import autoencoder_loss, encode, moments, standardise
-from halftone.zoo.denoiser_training import Training, noise_prediction_loss
-from halftone.zoo.emoji_data import EmojiData, prompts
+from halftone.zoo.conditional_loss import Latents, conditional_loss
+from halftone.zoo.denoiser_training import Training
+from halftone.zoo.emoji_data import EmojiData
 from halftone.zoo.emoji_sd import STANDARD, Architecture, assemble, autoencoder, text_encoder, unet
-from halftone.zoo.trainer import Loss, Schedule, fit
+from halftone.zoo.trainer import Schedule, fit
 
 Say = Callable[[str], None]
 
@@ -200,32 +201,14 @@ def _denoiser(
     left = max(training.minutes - spent / 60, 0.0)
     schedule = replace(training.denoiser, minutes=left, seed=training.seed)
     signal = assemble(vae, tokenizer, model.text_encoder, model.unet).scheduler.alphas_cumprod.to(device)
-    loss = _conditional_loss(model, data, latents, vae.config.scaling_factor, tokenizer, schedule, training, signal)
+    loss = conditional_loss(
+        lambda x, t, tokens, _: model(x, t, tokens),
+        data,
+        Latents(*latents, vae.config.scaling_factor),
+        tokenizer,
+        schedule,
+        training.dropout,
+        signal,
+    )
     facts = fit(model, loss, schedule, work / "denoiser.pt", device, say, "denoiser")
     return model, facts
-
-
-def _conditional_loss(
-    model: _Conditioned,
-    data: EmojiData,
-    latents: tuple[torch.Tensor, torch.Tensor],
-    scaling_factor: float,
-    tokenizer: CLIPTokenizer,
-    schedule: Training,
-    training: EmojiTraining,
-    signal: torch.Tensor,
-) -> Loss:
-    mean, deviation = latents[0], (0.5 * latents[1]).exp()
-
-    def loss(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = data.draw(schedule.batch, generator)
-        texts = prompts([data.emoji[n] for n in chosen.tolist()], training.dropout, generator)
-        # Always the full length, as the pipeline does: the U-Net attends to the padding too.
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
-            signal.device
-        )
-        noise = torch.randn(mean[chosen].shape, generator=generator)
-        clean = (mean[chosen] + deviation[chosen] * noise) * scaling_factor
-        return noise_prediction_loss(lambda x, t: model(x, t, tokens), clean, signal, schedule.snr_gamma, generator)
-
-    return loss

@@ -1,0 +1,73 @@
+"""The loss of all that learns from captioned latents: a text-to-image model, its adapters, its ControlNets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
+
+from halftone.zoo.autoencoder_training import encode
+from halftone.zoo.denoiser_training import Training, noise_prediction_loss
+from halftone.zoo.emoji_data import EmojiData, prompts
+from halftone.zoo.trainer import Loss
+
+# (x_t [B, c, h, w], t [B], tokens [B, T], numbers of the images [B]) -> noise [B, c, h, w].
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What an autoencoder makes of a set of images.
+
+    Attributes:
+        mean, logvar: ``[N, c, h, w]`` float32.
+        scale: the autoencoder's ``scaling_factor``.
+    """
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+    scale: float
+
+    def draw(self, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return latents ``[B, c, h, w]`` of the images numbered ``chosen``, as the denoiser sees them."""
+        mean = self.mean[chosen]
+        noise = torch.randn(mean.shape, generator=generator)
+        return (mean + (0.5 * self.logvar[chosen]).exp() * noise) * self.scale
+
+
+def latents_of(vae: AutoencoderKL, pixels: torch.Tensor) -> Latents:
+    """Return the latents of ``pixels`` ``[N, 3, S, S]`` in [-1, 1]."""
+    return Latents(*encode(vae, pixels), vae.config.scaling_factor)
+
+
+def conditional_loss(
+    predict: Predict,
+    data: EmojiData,
+    latents: Latents,
+    tokenizer: CLIPTokenizer,
+    schedule: Training,
+    dropout: float,
+    signal: torch.Tensor,
+) -> Loss:
+    """Return the noise prediction loss of images drawn by concept, each with a fresh prompt.
+
+    Args:
+        latents: of the images of ``data``, in its order.
+        dropout: share of empty prompts.
+        signal: the schedule's ``alphas_cumprod`` ``[T]``, on the device to compute on.
+    """
+
+    def loss(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = data.draw(schedule.batch, generator)
+        texts = prompts([data.emoji[n] for n in chosen.tolist()], dropout, generator)
+        # Always the full length, as the pipeline does: the U-Net attends to the padding too.
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
+            signal.device
+        )
+        clean = latents.draw(chosen, generator)
+        return noise_prediction_loss(
+            lambda x, t: predict(x, t, tokens, chosen), clean, signal, schedule.snr_gamma, generator
+        )
+
+    return loss
