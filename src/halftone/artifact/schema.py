@@ -26,6 +26,7 @@ _GROUP_KEYS = {"targets", "weights", "input_activations"}
 _SPEC_KEYS = {"num_bits", "type", "symmetric", "strategy", "format", "zero", "dynamic"}
 _ZERO_MODES = ("asymmetric", "symmetric", "none")
 _DEEPEST = 64  # of recipe, trajectory and notes: far above any real one, far below Python's recursion limit
+_MOST_KEPT = 4096  # tokens; prompts have fewer
 _LONGEST_NAME = 32  # of a number format
 
 
@@ -93,7 +94,7 @@ def _group_json(scheme: Scheme, paths: list[str]) -> dict[str, Any]:
 
 
 def _spec_json(spec: QuantSpec) -> dict[str, Any]:
-    return {
+    said: dict[str, Any] = {
         "num_bits": spec.bits,
         "type": _type_of(spec.number_format),
         "symmetric": spec.zero == "symmetric",
@@ -102,6 +103,7 @@ def _spec_json(spec: QuantSpec) -> dict[str, Any]:
         "zero": spec.zero,
         "dynamic": False,
     }
+    return said | ({"keep": spec.keep} if spec.keep else {})
 
 
 def _type_of(number_format: AbstractFormat) -> str:
@@ -194,7 +196,11 @@ def _operands(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, QuantSpec]]
 
 def _spec(where: str, value: Any, strategies: tuple[str, ...] = ("tensor", "channel")) -> QuantSpec:
     data = _mapping(where, value)
-    _check_keys(where, data, _SPEC_KEYS)
+    # Tokens are an activation's, whose only strategy is one scale for all.
+    _check_keys(where, data, _SPEC_KEYS, {"keep"} if strategies == ("tensor",) else set())
+    keep = data.get("keep", 1)
+    if type(keep) is not int or not 1 <= keep <= _MOST_KEPT:
+        raise _wrong(f"{where}.keep", f"a number of tokens, 1 to {_MOST_KEPT}", keep)
     name = _string(f"{where}.format", data["format"])
     for key, choices in (("strategy", strategies), ("zero", _ZERO_MODES)):
         if data[key] not in choices:
@@ -202,7 +208,7 @@ def _spec(where: str, value: Any, strategies: tuple[str, ...] = ("tensor", "chan
     try:
         # Only the installed kinds are asked whether they know the name: it never becomes an import.
         canonical = len(name) <= _LONGEST_NAME and parse_format(name).name == name
-        spec = QuantSpec(name, data["strategy"], data["zero"]) if canonical else None
+        spec = QuantSpec(name, data["strategy"], data["zero"], keep=data.get("keep", 0)) if canonical else None
     except HalftoneError as error:
         raise _wrong(f"{where}.format", error.expected or "a known number format", name) from error
     if spec is None:

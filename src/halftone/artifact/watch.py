@@ -9,8 +9,13 @@ import torch
 from torch import nn
 
 from halftone.foundation.errors import ArtifactError
-from halftone.models.reach import beyond
+from halftone.models.reach import beyond, named_inputs
+from halftone.nn import QuantLinear
+from halftone.nn.layers import quantized_layers
 from halftone.nn.sites import sites
+
+_TEXT = "encoder_hidden_states"  # as diffusers' denoisers call it
+_FAR = 0.05  # of the largest number of a kept token; 16-bit text encoders differ by less
 
 
 class TrajectoryWarning(UserWarning):
@@ -24,18 +29,34 @@ class _Watch:
     graph holds no warnings.
     """
 
-    def __init__(self, known: Mapping[str, Any]) -> None:
-        self.known, self.said = known, set[str]()
+    def __init__(self, known: Mapping[str, Any], keeper: QuantLinear | None) -> None:
+        self.known, self.said, self.keeper = known, set[str](), keeper
 
     def __call__(self, network: nn.Module, args: tuple, kwargs: dict) -> None:
         if torch.compiler.is_compiling():
             return
-        for name, sentence in beyond(self.known, network, args, kwargs).items():
+        for name, sentence in {
+            **beyond(self.known, network, args, kwargs),
+            **self._sinks(network, args, kwargs),
+        }.items():
             kind = re.sub(r"\[\d+\]$", "", name)
             if kind not in self.said:
                 self.said.add(kind)
                 text = f"{type(network).__name__} is called with {sentence}. Measure it, or calibrate for this use."
                 warnings.warn(text, TrajectoryWarning, stacklevel=2)
+
+    def _sinks(self, network: nn.Module, args: tuple, kwargs: dict) -> dict[str, str]:
+        """Return a sentence if the leading text tokens are not those whose keys and values the model has stored."""
+        given = named_inputs(network, args, kwargs).get(_TEXT) if self.keeper is not None else None
+        # A network that projects its text before it reads it has stored other numbers; an accelerator is not asked for values.
+        if given is None or getattr(network, "encoder_hid_proj", None) is not None or given.device.type != "cpu":
+            return {}
+        assert self.keeper is not None
+        wanted = self.keeper.kept_input.to(given.device)
+        if given.shape[-1] != wanted.shape[-1]:
+            return {}
+        far = (given[..., : len(wanted), :].float() - wanted).abs().amax() > _FAR * wanted.abs().amax()
+        return {"kept tokens": "other leading text tokens than those it keeps the outputs of"} if far else {}
 
 
 def watch(network: nn.Module, trajectory: Mapping[str, Any] | None) -> None:
@@ -56,7 +77,8 @@ def watch(network: nn.Module, trajectory: Mapping[str, Any] | None) -> None:
     if not _is_reach(known):
         raise ArtifactError("trajectory.reach", "shapes by input and a span of timesteps", str(known)[:200])
     if not any(isinstance(hook, _Watch) for hook in network._forward_pre_hooks.values()):
-        network.register_forward_pre_hook(_Watch(known), with_kwargs=True)
+        keepers = (layer for _, layer in quantized_layers(network) if isinstance(layer, QuantLinear) and layer.kept)
+        network.register_forward_pre_hook(_Watch(known, next(keepers, None)), with_kwargs=True)
 
 
 def _is_reach(known: Any) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from halftone.foundation.errors import ConfigError
-from halftone.nn import QuantizedLayer
+from halftone.nn import QuantizedLayer, QuantLinear
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -68,6 +68,8 @@ def _rounded(layer: QuantizedLayer, change: torch.Tensor, estimator: str) -> flo
     """Round the layer's weight plus ``change`` to nearest; return how far that moves it, relative to its norm."""
     assert layer.scheme is not None
     weight = layer.dequantized_weight() + change
+    if isinstance(layer, QuantLinear) and layer.kept:
+        layer.keep_tokens(layer.kept_input, layer.kept_output + layer.kept_input @ change.t())
     layer.hold_nearest(weight, layer.scheme, estimator)
     return float((layer.dequantized_weight() - weight).norm() / weight.norm().clamp(min=1e-12))
 

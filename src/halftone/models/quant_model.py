@@ -122,6 +122,9 @@ class QuantModel:
             if self.layer(path).scheme is None:
                 raise CalibrationError(path, "codes", "a float weight", "The recipe has no step that rounds weights.")
         for path, owner, site in self.activation_sites():
+            if owner.site_specs[site].keep and getattr(owner, "kept", 1) == 0:
+                fix = "Tokens are kept by the step transforms/token_sinks, which computes their outputs."
+                raise CalibrationError(f"{path}.{site}", "outputs of the tokens it keeps", "none", fix)
             if not owner.is_quantized(site):
                 fix = "Set activation ranges, and after the last step that plans other input formats or segments."
                 raise CalibrationError(f"{path}.{site}", "a scale", "none", fix)

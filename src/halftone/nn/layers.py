@@ -38,6 +38,8 @@ class Scheme:
             raise ConfigError(
                 "weight format", "at most 8 bits", self.weight.format, "Wider formats are for activations."
             )
+        if self.weight.keep:
+            raise ConfigError("keep of a weight", "none: tokens are an activation's", str(self.weight.keep))
 
 
 class QuantizedLayer(SiteOwner):
@@ -52,6 +54,8 @@ class QuantizedLayer(SiteOwner):
     """
 
     kind: str
+    kept_input: torch.Tensor
+    kept_output: torch.Tensor
     weight: nn.Parameter
     bias: nn.Parameter | None
     weight_scale: torch.Tensor
@@ -190,8 +194,17 @@ class QuantizedLayer(SiteOwner):
         operation = self.operation()
         return operation if self.is_quantized("input") else replace(operation, input_format=None)
 
+    @property
+    def calibrating(self) -> bool:
+        """Whether something is on trial in place of the stored numbers."""
+        return self.weight_trial is not None or bool(self.taps)
+
+    def rounded_part(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what of the layer's input ``x`` its codes and ranges are for: all but kept tokens."""
+        return x
+
     def forward(self, x: torch.Tensor, *unused: Any, **also_unused: Any) -> torch.Tensor:
-        if self.weight_trial is not None or self.taps:
+        if self.calibrating:
             return self._calibrating(x)
         if self.scheme is None:
             return super().forward(x)
@@ -213,7 +226,7 @@ class QuantizedLayer(SiteOwner):
     def prepared_for_codes(self) -> TakesCodes | None:
         """Return the call if it is all that the layer does with its input now, and takes codes; None otherwise."""
         hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__
-        if self.scheme is None or self.weight_trial is not None or self.taps or hooked:
+        if self.scheme is None or self.calibrating or hooked:
             return None
         call = self.prepared()
         return call if isinstance(call, TakesCodes) else None
@@ -228,8 +241,8 @@ class QuantizedLayer(SiteOwner):
         return self.compute(self.pass_through("input", x, self.channel_axis), weight)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        """Move, but never cast, the numbers of a quantized layer: ``.to(bfloat16)`` must not round scales."""
-        exact = {name: b for name, b in self._buffers.items() if b is not None and name.endswith("_scale")}
+        """Move, but never cast, the numbers of a quantized layer: ``.to(bfloat16)`` must not round scales or kept tokens."""
+        exact = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float32}
         super()._apply(fn, recurse)
         for name, before in exact.items():
             moved = self._buffers[name]
@@ -244,7 +257,12 @@ class QuantizedLayer(SiteOwner):
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc] # each base types its own weight
-    """A linear layer ``[..., in] -> [..., out]`` that may hold codes."""
+    """A linear layer ``[..., in] -> [..., out]`` that may hold codes.
+
+    Where the spec of its input keeps leading tokens, which are the same whatever the prompt, their outputs are stored:
+    ``kept_output`` float32 ``[keep, out]``, made with the float weight, takes their place. ``kept_input`` ``[keep, in]`` is what
+    they were made of.
+    """
 
     kind, channel_axis = "linear", -1
 
@@ -268,6 +286,40 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc] # each base 
             input_format,
             input_scale=self.scheme.input.scale if self.scheme.input else "static",
         )
+
+    @property
+    def kept(self) -> int:
+        """How many leading tokens have stored outputs."""
+        rows = getattr(self, "kept_output", None)
+        return 0 if rows is None else len(rows)
+
+    def keep_tokens(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Store the outputs ``[keep, out]`` of the leading tokens ``inputs`` ``[keep, in]``."""
+        self.register_buffer("kept_input", inputs.detach().float().clone())
+        self.register_buffer("kept_output", outputs.detach().float().clone())
+
+    def allocate(self, scheme: Scheme) -> None:
+        super().allocate(scheme)
+        keep = scheme.input.keep if scheme.input else 0
+        if keep:
+            for name, width in (("kept_input", self.in_features), ("kept_output", self.out_features)):
+                self.register_buffer(name, torch.empty(keep, width, dtype=torch.float32, device=self.weight.device))
+
+    def release(self, weight: torch.Tensor) -> None:
+        for name in ("kept_input", "kept_output"):
+            self._buffers.pop(name, None)
+        super().release(weight)
+
+    def rounded_part(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., self.kept :, :] if self.kept else x
+
+    # Both parents have one.
+    def forward(self, x: torch.Tensor, *unused: Any, **also_unused: Any) -> torch.Tensor:  # type: ignore[override]
+        if not self.kept or self.scheme is None:
+            return super().forward(x)
+        out = self._calibrating(x)[..., self.kept :, :] if self.calibrating else self.prepared()(self.rounded_part(x))
+        first = self.kept_output.to(out.dtype).expand(*out.shape[:-2], -1, -1)
+        return torch.cat([first, out], dim=-2)
 
     def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, weight.to(x.dtype), self.bias)

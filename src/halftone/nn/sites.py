@@ -60,7 +60,17 @@ class SiteOwner(nn.Module):
         """Forget whatever was prepared from the numbers; called when they change."""
 
     def pass_through(self, site: str, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        """Return ``x`` as it leaves the site: tapped, quantized, or unchanged. ``dim`` is the axis that segments cut."""
+        """Return ``x`` as it leaves the site: tapped, quantized, or unchanged. ``dim`` is the axis that segments cut.
+
+        Tokens that the site's spec keeps are left out, and leave unchanged.
+        """
+        kept = self.site_specs[site].keep if site in self.site_specs else 0
+        if kept:
+            first, rest = x.tensor_split([kept], dim=-2)
+            return torch.cat([first, self._through(site, rest, dim)], dim=-2)
+        return self._through(site, x, dim)
+
+    def _through(self, site: str, x: torch.Tensor, dim: int) -> torch.Tensor:
         if site in self.taps:
             return self.taps[site](x)
         affine = self.site_affine(site)

@@ -27,6 +27,7 @@ class QuantSpec:
         scale: where the scale comes from: ``static`` (found once, stored), ``dynamic`` (from the tensor itself, each time) or
             ``per_step`` (a stored table over the timestep). Dynamic scales and tables are reserved words: not built yet.
         bins: rows of a table of scales over the timestep; reserved.
+        keep: leading tokens of an activation ``[..., tokens, channels]`` that stay float, such as CLIP's begin-of-sentence token.
         group: input channels that share a scale, 0 for all of them (or for those of a segment); reserved.
 
     Raises:
@@ -37,6 +38,7 @@ class QuantSpec:
     granularity: Literal["tensor", "channel"] = "tensor"
     zero: Literal["asymmetric", "symmetric", "none"] = "asymmetric"
     scale: ScaleSource = field(default="static", metadata=UNSAID_BY_DEFAULT)
+    keep: int = field(default=0, metadata=UNSAID_BY_DEFAULT)
     bins: int = field(default=1, metadata=UNSAID_BY_DEFAULT)
     group: int = field(default=0, metadata=UNSAID_BY_DEFAULT)
 
@@ -45,6 +47,8 @@ class QuantSpec:
             if getattr(self, name) != built:
                 fix = "The word is reserved: files and kernels know it, but nothing computes it."
                 raise ConfigError(f"{name} of a spec", f"{built}", f"{getattr(self, name)}, not built yet", fix)
+        if self.keep < 0:
+            raise ConfigError("keep of a spec", "a number of tokens", str(self.keep))
         # Once: the registry of formats looks at files, where no compiler can follow.
         object.__setattr__(self, "_number_format", parse(self.format))
         if not self.number_format.low <= 0 <= self.number_format.high:

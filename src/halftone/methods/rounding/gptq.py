@@ -160,7 +160,8 @@ class _Rows:
         found: list[torch.Tensor] = []
 
         def look(module: nn.Module, args: tuple) -> None:
-            found.append(input_rows(module, args[0].float(), lambda rows: self._kept(len(found), rows)))
+            x = self.layer.rounded_part(args[0])
+            found.append(input_rows(module, x.float(), lambda rows: self._kept(len(found), rows)))
 
         hook = self.layer.register_forward_pre_hook(look)
         try:
