@@ -15,8 +15,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 
 import halftone
 from benchmarks.q_diffusion.plan import Row
-from benchmarks.q_diffusion.record import Model, commit, digest_of, recipe_digest, recipe_of, steps_of
+from benchmarks.q_diffusion.record import Model, recipe_of, steps_of
 from benchmarks.q_diffusion.settings import Settings
+from benchmarks.records import commit, digest_of, recipe_digest
 from halftone.artifact import load_pipeline, save_pipeline
 from halftone.evaluate.sample import Calls, Samples, protocol, sample, trajectories
 from halftone.foundation.errors import ConfigError

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from benchmarks.q_diffusion.record import recipe_digest
 from benchmarks.q_diffusion.results import Result, Section
+from benchmarks.records import recipe_digest
 from halftone.foundation.build import build
 from halftone.foundation.errors import HalftoneError
 from halftone.models.policy import Rule, scheme_of

@@ -1,12 +1,8 @@
 """The record of a row: one JSON file that says what was measured, how, on what and with which code."""
 
-import hashlib
 import json
-import math
 import os
 import platform
-import re
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,15 +11,14 @@ from typing import Any
 import diffusers
 
 from benchmarks.q_diffusion.plan import Row
-from benchmarks.q_diffusion.settings import ROOT, Settings
+from benchmarks.q_diffusion.settings import Settings
+from benchmarks.records import commit, decisive, readable, recipe_digest
 from halftone.foundation.build import plain
 from halftone.foundation.files import write_atomically
 from halftone.kernels.machine import machine
 from halftone.recipes import Recipe, load
 
 SCHEMA = 1
-# What changes a model; a title or an expectation does not.
-_DECISIVE = ("policy", "steps", "calibration")
 
 
 @dataclass(frozen=True)
@@ -38,17 +33,6 @@ def recipe_of(row: Row) -> Recipe:
     """Return the row's resolved recipe."""
     assert row.recipe is not None
     return load(row.recipe, row.budget, list(row.overrides))
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """Return a digest of what a recipe does: two recipes with equal digests make equal models."""
-    data = {key: value for key, value in plain(recipe).items() if key in _DECISIVE}
-    return digest_of(data)
-
-
-def digest_of(data: Any) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of JSON-safe data."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def protocol(row: Row, model: Model, settings: Settings) -> dict[str, Any]:
@@ -98,7 +82,7 @@ def refresh_labels(row: Row, settings: Settings) -> None:
     file = path_of(row, settings)
     content = json.loads(file.read_text(encoding="utf-8"))
     if content["labels"] != row.labels:
-        write_atomically(file, _readable({**content, "labels": row.labels}))
+        write_atomically(file, readable({**content, "labels": row.labels}))
 
 
 def write(row: Row, model: Model, settings: Settings, metrics: dict[str, Any], seconds: float) -> Path:
@@ -110,7 +94,7 @@ def write(row: Row, model: Model, settings: Settings, metrics: dict[str, Any], s
             "name": row.recipe,
             "overrides": list(row.overrides),
             "sha256": recipe_digest(resolved),
-            "resolved": {key: value for key, value in plain(resolved).items() if key in _DECISIVE},
+            "resolved": decisive(resolved),
         }
     content = {
         "schema": SCHEMA,
@@ -129,37 +113,5 @@ def write(row: Row, model: Model, settings: Settings, metrics: dict[str, Any], s
         "metrics": metrics,
     }
     file = path_of(row, settings)
-    write_atomically(file, _readable(_finite(content)))
+    write_atomically(file, readable(content))
     return file
-
-
-def _readable(content: dict[str, Any]) -> str:
-    """Return indented JSON with every list of numbers on one line: a difference between two versions can be read."""
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-    return re.sub(r"\[[-\d.eE+,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """Return ``value`` with infinite numbers as text, which JSON has no numbers for (the PSNR of equal images)."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "infinity" if value > 0 else str(value)
-    return value
-
-
-def commit() -> dict[str, Any]:
-    """Return the commit of the code, and whether anything but results differed from it."""
-    sha = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", "src", "benchmarks", ":(exclude,glob)benchmarks/*/results/**")
-    return {"sha": sha, "dirty": None if sha is None else bool(changed)}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,10 +1,10 @@
 """Markdown tables of the study. Every number comes from a row's file."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks.markdown import bench_table, interval, table
 from benchmarks.q_diffusion.plan import (
     ACTIVATIONS,
     CALIBRATIONS,
@@ -21,23 +21,6 @@ from halftone.evaluate.paired import decibels
 NAMES = {"rtn": "linear (nearest rounding)", "gptq": "GPTQ", "q-diffusion": "Q-Diffusion", "float": "float model"}
 RESUMED = ["\\* went on from an interrupted run: the time of its last part.", ""]
 _LATENCY_BATCH = "16"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table's lines; the first column is text, the others numbers."""
-    lines = [f"| {' | '.join(head)} |", "|" + "|".join([" --- "] + [" ---: "] * (len(head) - 1)) + "|"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def interval(value: Any, digits: int = 2, scale: float = 1.0) -> str:
-    """Return an estimate with its interval."""
-    if value is None:
-        return "-"
-    numbers = [value[key] for key in ("value", "low", "high")]
-    if any(isinstance(number, str) for number in numbers):
-        return "equal"
-    middle, low, high = (f"{number * scale:.{digits}f}" for number in numbers)
-    return f"{middle} [{low}, {high}]"
 
 
 def distance(row: Result) -> str:
@@ -164,15 +147,7 @@ def latency(section: Section) -> list[str]:
     row = section.get("latency")
     lines: list[str] = []
     for batch, found in (row.metrics["bench"] if row else {}).items():
-        body = []
-        for each in found["rows"]:
-            faster = [each["speedup"].get(name) for name in ("bfloat16", "float32")]
-            memory = f"{each['memory']['peak'] / 1e6:.0f}" if each["memory"] else "-"
-            ratios = [interval(ratio) if ratio else "-" for ratio in faster]
-            spread = f"{each['p10']:.1f} to {each['p90']:.1f}"
-            body.append([each["name"], f"{each['median']:.2f}", spread, *ratios, memory])
-        head = ["model", f"ms/call, batch {batch}", "10 % to 90 %", "× bfloat16", "× float32", "peak memory, MB"]
-        lines += table(head, body)
+        lines += bench_table(found, batch)
     if row is not None and row.data["load_average"] is not None:
         threads = row.data["machine"]["threads"]
         lines += [

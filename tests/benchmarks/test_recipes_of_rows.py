@@ -4,8 +4,9 @@ from typing import Any
 
 from benchmarks.q_diffusion.plan import Row
 from benchmarks.q_diffusion.recipes_of_rows import edges_sentence, stale
-from benchmarks.q_diffusion.record import recipe_digest, recipe_of
+from benchmarks.q_diffusion.record import recipe_of
 from benchmarks.q_diffusion.results import Result
+from benchmarks.records import recipe_digest
 
 from halftone.foundation.build import plain
 

@@ -133,7 +133,13 @@ def _alignment(
         progress.say(_sentence(found, ceiling))
     protocol = asdict(drawn[0].protocol) | {"guidance_scale": GUIDANCE, "seeds": SEEDS}
     rows = [row | {"protocol": protocol} for row in rows]
-    names = {"concepts": emoji.concepts, "captions": [each.caption for each in emoji.emoji], "prompts": texts}
+    long = {each.caption: ", ".join([each.caption, *each.keywords]) for each in emoji.emoji}
+    names = {
+        "concepts": emoji.concepts,
+        "captions": [each.caption for each in emoji.emoji],
+        "prompts": texts,
+        "long": {text: long[text] for text in texts},
+    }
     return rows, save(kept, {name: json.dumps(value) for name, value in names.items()})
 
 

@@ -1,0 +1,63 @@
+"""What the records of all studies share: digests, the commit, and JSON that can be read and compared."""
+
+import hashlib
+import json
+import math
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from halftone.foundation.build import plain
+from halftone.recipes import Recipe
+
+ROOT = Path(__file__).parents[1]
+# What changes a model; a title or an expectation does not.
+DECISIVE = ("policy", "steps", "calibration")
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe changes a model, JSON-safe."""
+    return {key: value for key, value in plain(recipe).items() if key in DECISIVE}
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Return a digest of what a recipe does: two recipes with equal digests make equal models."""
+    return digest_of(decisive(recipe))
+
+
+def digest_of(data: Any) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of JSON-safe data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def readable(content: dict[str, Any]) -> str:
+    """Return indented JSON with every list of numbers on one line: a difference between two versions can be read."""
+    text = json.dumps(finite(content), indent=1, sort_keys=True, allow_nan=False)
+    return re.sub(r"\[[-\d.eE+,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with infinite numbers as text, which JSON has no numbers for (the PSNR of equal images)."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "infinity" if value > 0 else str(value)
+    return value
+
+
+def commit() -> dict[str, Any]:
+    """Return the commit of the code, and whether anything but results differed from it."""
+    sha = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--", "src", "benchmarks", ":(exclude,glob)benchmarks/*/results/**")
+    return {"sha": sha, "dirty": None if sha is None else bool(changed)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

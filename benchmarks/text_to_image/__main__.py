@@ -1,0 +1,76 @@
+"""``python -m benchmarks.text_to_image run`` measures, ``python -m benchmarks.text_to_image render`` writes the page."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.text_to_image.settings import CACHE, DOCS, MODEL, RESULTS, SECTIONS, Settings
+from halftone.foundation.allocator import keep_freed_memory
+from halftone.foundation.errors import HalftoneError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.text_to_image", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure the rows that are missing")
+    run.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them: %(default)s")
+    run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as 'uses/*w4a8'")
+    run.add_argument("--prompts", type=int, default=200, help="of the model's own 200")
+    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the noise, each with all prompts")
+    run.add_argument("--guidance", type=float, default=5.0)
+    run.add_argument("--steps", type=int, default=25)
+    run.add_argument("--seed", type=int, default=0, help="of the calibration")
+    run.add_argument("--budget", choices=["demo", "fast", "paper"], default="fast")
+    run.add_argument("--batch", type=int, default=16, help="images at a time")
+    run.add_argument("--rounds", type=int, default=30, help="of the latency's run")
+    run.add_argument("--model", default=MODEL, help="zoo:NAME or a pipeline folder; default: %(default)s")
+    run.add_argument("--lora", type=Path, help="folder of the style LoRA; without it its rows are left out")
+    run.add_argument("--controlnet", type=Path, help="folder of the ControlNet; without it its rows are left out")
+    run.add_argument("--squeezenet", type=Path, help="its weights, with the emoji beside them; adds its features")
+    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip rows that are there")
+    run.add_argument("--cache", type=Path, default=CACHE, help="models and pictures; default: %(default)s")
+    render = commands.add_parser("render", help="write the page")
+    render.add_argument("--docs", type=Path, default=DOCS)
+    for command in (run, render):
+        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows; default: %(default)s")
+    return parser
+
+
+def _settings(chosen: argparse.Namespace) -> Settings:
+    sections = tuple(part.strip() for part in chosen.only.split(",") if part.strip())
+    unknown = [part for part in sections if part not in SECTIONS]
+    if unknown:
+        raise SystemExit(f"--only: unknown {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    given = {key: value for key, value in vars(chosen).items() if key not in ("command", "only", "rows", "seeds")}
+    return Settings(sections=sections, pattern=chosen.rows, seeds=tuple(dict.fromkeys(chosen.seeds)), **given)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0; 1 where a row failed, 2 for a wrong request, 130 when interrupted."""
+    chosen = _parser().parse_args(arguments)
+    keep_freed_memory()
+    try:
+        if chosen.command == "render":
+            from benchmarks.text_to_image.render import render
+
+            for line in render(chosen.results, chosen.docs):
+                print(line, flush=True)
+            return 0
+        from benchmarks.text_to_image.run import run
+        from halftone.foundation.progress import Progress
+
+        with Progress() as progress:
+            failed = run(_settings(chosen), lambda line: print(line, flush=True), progress)
+    except HalftoneError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    if failed:
+        print("failed: " + ", ".join(failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

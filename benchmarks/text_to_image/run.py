@@ -1,0 +1,98 @@
+"""Measure the rows that are missing, one after the other; a row is one JSON file."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from benchmarks.records import commit, decisive, readable, recipe_digest
+from benchmarks.text_to_image.measure import measure
+from benchmarks.text_to_image.pictures import moved_most
+from benchmarks.text_to_image.plan import Row, rows
+from benchmarks.text_to_image.settings import Settings
+from benchmarks.text_to_image.uses import USES
+from benchmarks.text_to_image.workshop import Workshop
+from halftone.foundation.errors import HalftoneError
+from halftone.foundation.files import write_atomically
+from halftone.foundation.progress import Progress
+from halftone.kernels.machine import machine
+
+SCHEMA = 1
+
+
+def run(settings: Settings, say: Callable[[str], None] = print, progress: Progress | None = None) -> list[str]:
+    """Measure all missing rows of the sections asked for and return the names of those that failed."""
+    workshop = Workshop(settings, progress)
+    left_out = sorted(name for name, use in USES.items() if not use.available(settings))
+    if left_out and "uses" in settings.sections:
+        say(f"left out, for want of --lora or --controlnet: {'; '.join(left_out)}")
+    asked = rows(settings)
+    wanted = [row for row in asked if not (settings.resume and _there(row, workshop))]
+    say(f"{len(asked)} rows, {len(asked) - len(wanted)} there already, {len(wanted)} to do")
+    failed = []
+    for number, row in enumerate(wanted, 1):
+        name = f"{row.section}/{row.name}"
+        began = time.monotonic()
+        try:
+            metrics = measure(row, workshop)
+        except HalftoneError as error:
+            say(f"[{number}/{len(wanted)}] {name} failed: {error}")
+            failed.append(name)
+            continue
+        seconds = time.monotonic() - began
+        file = path_of(row, settings)
+        if row.section == "quality" and row.method == "Q-Diffusion":
+            write_atomically(file.with_suffix(".png"), moved_most(row, workshop, metrics["image_mse"]))
+        write_atomically(file, readable(_record(row, workshop, metrics, seconds)))
+        say(f"[{number}/{len(wanted)}] {name}: {seconds / 60:.1f} min")
+    return failed
+
+
+def path_of(row: Row, settings: Settings) -> Path:
+    """Return the file of a row."""
+    return settings.results / row.section / f"{row.name}.json"
+
+
+def protocol(row: Row, workshop: Workshop) -> dict[str, Any]:
+    """Return what the numbers of a row depend on: a row that exists with the same protocol is not measured again."""
+    given = workshop.settings
+    facts: dict[str, Any] = {"model": workshop.model, "use": {"name": row.use, **asdict(USES[row.use])}}
+    if row.section == "latency":
+        return {**facts, "rounds": given.rounds, "budget": given.budget}
+    # JSON has no tuples.
+    facts |= {"prompts": len(workshop.known.prompts), "seeds": list(given.seeds)}
+    facts |= {"steps": USES[row.use].steps or given.steps, "guidance": given.guidance}
+    facts["features"] = ["latents", *(["SqueezeNet"] if given.squeezenet else [])]
+    if row.recipe is not None:
+        facts |= {"recipe_sha256": recipe_digest(workshop.recipe(row)), "calibration_seed": given.seed}
+    return facts
+
+
+def _there(row: Row, workshop: Workshop) -> bool:
+    file = path_of(row, workshop.settings)
+    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["protocol"] == protocol(row, workshop)
+
+
+def _record(row: Row, workshop: Workshop, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
+    recipe = None
+    if row.recipe is not None:
+        recipe = {"name": row.recipe, "budget": workshop.settings.budget, "resolved": decisive(workshop.recipe(row))}
+    return {
+        "schema": SCHEMA,
+        "row": asdict(row),
+        "protocol": protocol(row, workshop),
+        "recipe": recipe,
+        "machine": {**machine(), "diffusers": diffusers.__version__, "python": platform.python_version()},
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "commit": commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "metrics": metrics,
+    }

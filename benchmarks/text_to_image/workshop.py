@@ -1,0 +1,183 @@
+"""Where models and pictures come from: each made once, kept in the cache, used by every row."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+import halftone
+from benchmarks.records import commit, digest_of, recipe_digest
+from benchmarks.text_to_image.plan import Row
+from benchmarks.text_to_image.settings import Settings
+from benchmarks.text_to_image.uses import PLAIN, USES, Use, arguments, made_for, with_sampler
+from halftone.artifact import load_pipeline, save_pipeline
+from halftone.evaluate.sample import Protocol, Samples, sample
+from halftone.foundation.errors import ConfigError
+from halftone.foundation.files import write_atomically
+from halftone.foundation.progress import Progress
+from halftone.models.denoiser import denoiser
+from halftone.models.fingerprint import fingerprint
+from halftone.recipes import Recipe, load
+from halftone.zoo.catalog import folder as zoo_folder
+
+ALIGNMENT = "alignment.safetensors"
+_FACTS = "quantize.json"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the model's own card leaves for measuring it.
+
+    Attributes:
+        features: of all real pictures ``[M, D]``, in the mean latents of the model's encoder.
+        concepts, captions: of each of them.
+        prompts: the captions that the model is evaluated with.
+        long: each of them with all its keywords.
+    """
+
+    features: np.ndarray
+    concepts: list[str]
+    captions: list[str]
+    long: dict[str, str]
+    prompts: list[str]
+
+    def concept(self, prompt: str) -> str:
+        """Return the concept that a prompt names."""
+        return self.concepts[self.captions.index(prompt)]
+
+
+class Workshop:
+    """Loads, quantizes and draws for the rows of one run."""
+
+    def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
+        self.settings, self.progress = settings, progress or Progress(enabled=False)
+        name = settings.model.removeprefix("zoo:")
+        self.folder = zoo_folder(name) if settings.model.startswith("zoo:") else Path(settings.model)
+        self.model = {"name": name if settings.model.startswith("zoo:") else self.folder.name}
+        self.model["sha256"] = fingerprint(denoiser(self.load_float()))
+
+    @cached_property
+    def known(self) -> Known:
+        """The prompts and what they name.
+
+        Raises:
+            ConfigError: the model's folder does not tell.
+        """
+        file = self.folder / ALIGNMENT
+        if not file.is_file():
+            raise ConfigError(str(self.folder), f"a text-to-image model with its {ALIGNMENT}", "none")
+        with safe_open(file, "np") as stored:
+            said = {key: json.loads(value) for key, value in stored.metadata().items()}
+            features = stored.get_tensor("features").astype(np.float64)
+        prompts = said["prompts"][: self.settings.prompts]
+        return Known(features, said["concepts"], said["captions"], said.get("long", {}), prompts)
+
+    def texts(self, use: Use) -> list[str]:
+        """Return the prompts of a use."""
+        return [self.known.long.get(text, text) if use.long else text for text in self.known.prompts]
+
+    def load_float(self) -> StableDiffusionPipeline:
+        """Return the float pipeline."""
+        pipe: Any = load_pipeline(self.folder, dtype=torch.float32)  # it ships in half precision
+        return pipe
+
+    # Quantized models.
+
+    def recipe(self, row: Row) -> Recipe:
+        """Return the row's resolved recipe."""
+        assert row.recipe is not None
+        given = [f"calibration.arguments={{guidance_scale: {self.settings.guidance}}}"]
+        found = load(row.recipe, self.settings.budget, given)
+        first = {"sinks": {"method": "transforms/token_sinks"}} if row.sinks else {}
+        return replace(found, steps={**first, **found.steps})
+
+    def artifact_of(self, row: Row) -> Path:
+        """Return the folder of the row's quantized model, which may not be there yet; equal work has one folder."""
+        use = USES[row.use]
+        sampler = {"dpm": use.dpm, "steps": use.steps} if use.recalibrated else {}
+        key = {
+            "model": self.model["sha256"],
+            "recipe": recipe_digest(self.recipe(row)),
+            "seed": self.settings.seed,
+            "steps": self.settings.steps,
+            **sampler,
+        }
+        return self.settings.cache / "models" / f"{row.recipe}-{digest_of(key)}"
+
+    def quantized(self, row: Row) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
+        """Return the row's pipeline, from its files, and the facts of its quantization."""
+        folder = self.artifact_of(row)
+        if not (folder / _FACTS).exists():
+            self._quantize(row, folder)
+        pipe: Any = load_pipeline(folder / "model", dtype=torch.float32)
+        return pipe, json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+
+    def _quantize(self, row: Row, folder: Path) -> None:
+        given, use, work = self.settings, USES[row.use], folder / "work"
+        pipe, steps = self.load_float(), given.steps
+        if use.recalibrated:
+            pipe, steps = with_sampler(pipe, use), use.steps or given.steps
+        # Captions that nothing is evaluated with.
+        others = [text for text in dict.fromkeys(self.known.captions) if text not in set(self.known.prompts)]
+        prompts = others or self.known.prompts
+        result = halftone.quantize(
+            pipe, self.recipe(row), steps=steps, seed=given.seed, budget=given.budget, each={"prompt": prompts},
+            work=work, resume=work.exists(), memory=given.memory, progress=self.progress,
+        )  # fmt: skip
+        save_pipeline(result.pipe, folder / "model", overwrite=True)
+        facts = {"seconds": result.report["seconds"], "commit": commit()}
+        sinks = result.report["steps"].get("sinks")
+        facts |= {"sinks": {path: each["kept"] for path, each in sinks["layers"].items()}} if sinks else {}
+        write_atomically(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
+        shutil.rmtree(work, ignore_errors=True)
+
+    # Pictures.
+
+    def float_samples(self, name: str) -> list[Samples]:
+        """Return the float model's pictures in a use, a set for each seed of the noise."""
+        return self._drawn(self.settings.cache / "float" / self.model["sha256"][:12], name, self.load_float)
+
+    def quantized_samples(self, row: Row) -> list[Samples]:
+        """Return the pictures of the row's model in its use."""
+        return self._drawn(self.artifact_of(row) / "samples", row.use, lambda: self.quantized(row)[0])
+
+    def _drawn(self, place: Path, name: str, load_model: Any) -> list[Samples]:
+        given, use, pipe, found = self.settings, USES[name], None, []
+        texts, steps = self.texts(use), use.steps or given.steps
+        for seed in given.seeds:
+            start = None if use.kind == "text" else self.float_samples(PLAIN)[given.seeds.index(seed)].images
+            each, call = arguments(use, texts, start, given)
+            key = digest_of([name, asdict(use), texts, call, steps, seed])
+            file = place / f"{key}.npz"
+            if not file.exists():
+                pipe = pipe or made_for(load_model(), use, given)
+                _save(file, sample(pipe, len(texts), steps, seed, given.batch, self.progress, each, **call))
+            found.append(_read(file))
+        return found
+
+
+def pooled(sets: list[Samples]) -> Samples:
+    """Return the pictures of all seeds as one set."""
+    images, latents = (np.concatenate([getattr(each, name) for each in sets]) for name in ("images", "latents"))
+    return Samples(images, latents, replace(sets[0].protocol, samples=len(images)), sum(each.seconds for each in sets))
+
+
+def _save(file: Path, drawn: Samples) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial.npz")
+    facts = np.array(json.dumps({"protocol": asdict(drawn.protocol), "seconds": drawn.seconds}))
+    np.savez(partial, images=drawn.images, latents=drawn.latents, facts=facts)
+    partial.replace(file)
+
+
+def _read(file: Path) -> Samples:
+    with np.load(file) as stored:
+        facts = json.loads(str(stored["facts"]))
+        return Samples(stored["images"], stored["latents"], Protocol(**facts["protocol"]), facts["seconds"])

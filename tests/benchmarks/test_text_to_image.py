@@ -1,0 +1,118 @@
+"""The text-to-image study's harness on a pipeline that trains in seconds: every kind of use, records, page."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.text_to_image import plan
+from benchmarks.text_to_image.__main__ import main
+from benchmarks.text_to_image.render import PAGE, page, read, render
+from benchmarks.text_to_image.run import path_of, run
+from benchmarks.text_to_image.settings import DOCS, RESULTS, SECTIONS, Settings
+from benchmarks.text_to_image.uses import USES, Use, arguments
+from benchmarks.text_to_image.workshop import Workshop
+from tests.emoji import SMALL, write_emoji
+
+from halftone.cli.app import run as halftone
+from halftone.foundation.errors import ConfigError
+from halftone.recipes import load
+from halftone.zoo import emoji_sd
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' schedulers
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A study of a pipeline with a LoRA and a ControlNet, all of them trained for a second."""
+    place = tmp_path_factory.mktemp("study")
+    data = ["--data", str(write_emoji(place / "data")), "--minutes", "0.01", "--samples", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emoji_sd, "STANDARD", SMALL)
+        assert halftone(["zoo", "train", "emoji-sd", *data, "-o", str(place / "model")]) == 0
+        for name in ("emoji-style-lora", "emoji-controlnet"):
+            base = ["--base", str(place / "model")]
+            assert halftone(["zoo", "train", name, *data, *base, "-o", str(place / name)]) == 0
+    return Settings(
+        prompts=3, seeds=(0,), steps=3, batch=3, rounds=2, budget="demo", model=str(place / "model"),
+        lora=place / "emoji-style-lora", controlnet=place / "emoji-controlnet",
+        results=place / "results", cache=place / "cache",
+    )  # fmt: skip
+
+
+def test_every_row_of_the_study_has_a_recipe_that_loads(settings: Settings) -> None:
+    rows = plan.rows(settings)
+    assert {row.section for row in rows} == set(SECTIONS)
+    assert {row.use for row in rows} == set(USES)
+    for row in rows:
+        if row.recipe is not None:
+            load(row.recipe, "fast")
+    without = plan.rows(replace(settings, lora=None, controlnet=None))
+    assert not any("LoRA" in row.use or "ControlNet" in row.use for row in without)
+
+
+def test_pictures_to_start_from_are_of_another_prompt(settings: Settings) -> None:
+    pictures = np.zeros((3, 3, 16, 16), np.float32)
+    pictures[0] = 1.0
+    each, call = arguments(Use(kind="img2img"), ["a", "b", "c"], pictures, settings)
+    assert [np.asarray(image).max() for image in each["image"]] == [0, 255, 0] and call["guidance_scale"] == 5.0
+    each, call = arguments(Use(kind="inpaint", guidance=1.0), ["a", "b", "c"], pictures, settings)
+    mask = np.asarray(each["mask_image"][0])
+    assert mask[:, :8].max() == 0 and mask[:, 8:].min() == 255 and call["guidance_scale"] == 1.0
+    with pytest.raises(ConfigError, match="pictures to start from"):
+        arguments(Use(kind="controlnet"), ["a"], None, settings)
+
+
+def test_the_study_from_end_to_end(settings: Settings, tmp_path: Path) -> None:
+    wanted = "quality/float", "quality/rtn-w8a8", "sinks/rtn-w8a8-kept"
+    said: list[str] = []
+    for pattern in wanted:
+        assert run(replace(settings, pattern=pattern), said.append) == []
+    record = json.loads((settings.results / "quality/rtn-w8a8.json").read_text())
+    assert record["protocol"]["prompts"] == 3 and record["recipe"]["name"] == "rtn-w8a8"
+    assert len(record["metrics"]["image_mse"]) == 3 and record["metrics"]["paired"]["psnr"]["value"] > 5
+    assert record["metrics"]["components"]["unet"]["quantized"] > 0
+    (seen,) = record["metrics"]["seen"]
+    assert seen["alignment"]["prompts"] == 3 and seen["kernel"]["features"] == "model latents"
+    again: list[str] = []
+    assert (
+        run(replace(settings, pattern="quality/*t*8a8"), again.append) == [] and "1 there already, 0 to do" in again[-1]
+    )
+    assert "of sinks" not in page(read(settings.results), [])
+    assert any(line.startswith("wrote") for line in render(settings.results, tmp_path))
+    text = (tmp_path / PAGE).read_text()
+    assert "| linear, W8A8 |" in text and "## Token sinks" in text
+
+
+@pytest.mark.parametrize("use", ["image to image", "inpainting", "LoRA, strength 0.5", "ControlNet", "long prompts"])
+def test_every_use_of_the_float_model_draws(settings: Settings, use: str) -> None:
+    drawn = Workshop(settings).float_samples(use)
+    assert drawn[0].images.shape == (3, 3, 16, 16) and np.isfinite(drawn[0].images).all()
+    assert not np.array_equal(drawn[0].images, Workshop(settings).float_samples("short prompts")[0].images)
+
+
+@pytest.mark.slow
+def test_a_use_of_a_recalibrated_model(settings: Settings) -> None:
+    name = "uses/dpm-solver-10-steps-recalibrated-w8a8"
+    assert run(replace(settings, pattern=name), lambda line: None) == []
+    row = next(row for row in plan.rows(settings) if f"{row.section}/{row.name}" == name)
+    assert json.loads(path_of(row, settings).read_text())["protocol"]["use"]["recalibrated"]
+
+
+def test_the_command_refuses_what_is_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="unknown nothing"):
+        main(["run", "--only", "nothing"])
+    assert (
+        main(["run", "--model", str(tmp_path), "--results", str(tmp_path / "r"), "--cache", str(tmp_path / "c")]) == 2
+    )
+    assert "pipeline" in capsys.readouterr().err
+    assert main(["render", "--results", str(tmp_path / "r"), "--docs", str(tmp_path)]) == 0
+
+
+def test_the_committed_page_is_the_rows(tmp_path: Path) -> None:
+    if not read(RESULTS):
+        assert not (DOCS / PAGE).exists(), "a page without rows"
+        return
+    render(RESULTS, tmp_path)
+    assert (tmp_path / PAGE).read_text() == (DOCS / PAGE).read_text()
