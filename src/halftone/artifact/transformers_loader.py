@@ -37,14 +37,14 @@ class TransformersQuantizer(HfQuantizer):
             raise ConfigError(
                 "quantization_config", "a model of diffusers", "a text encoder to round while it loads", fix
             )
+        if int(transformers.__version__.partition(".")[0]) < _OLDEST:
+            raise ConfigError("text encoder", f"transformers {_OLDEST} or newer", transformers.__version__)
         super().__init__(quantization_config, **kwargs)
         self._owner = Owner()
 
     # Loading, in the order of the calls.
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        if int(transformers.__version__.partition(".")[0]) < _OLDEST:
-            raise ConfigError("text encoder", f"transformers {_OLDEST} or newer", transformers.__version__)
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise ConfigError(
                 "device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk."
