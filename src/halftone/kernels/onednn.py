@@ -59,7 +59,7 @@ class ConvWeight:
 
     def __init__(self, pack: Callable[[torch.Tensor, list[int] | None], torch.Tensor], weight: torch.Tensor) -> None:
         self._pack = pack
-        self._newest = pack(weight, None)
+        self._newest = weight  # plain until the first shape is met
         self._by_shape: dict[torch.Size, torch.Tensor] = {}
 
     def fit(self, shape: torch.Size) -> torch.Tensor:
@@ -69,8 +69,9 @@ class ConvWeight:
 
     def _add(self, shape: torch.Size) -> torch.Tensor:
         # Unpacked again rather than kept in plain form: that would be another byte for each weight.
-        packed = self._pack(self._newest.to_dense(), list(shape))
-        for known in (self._newest, *self._by_shape.values()):
+        plain = self._newest.to_dense() if self._newest.is_mkldnn else self._newest
+        packed = self._pack(plain, list(shape))
+        for known in self._by_shape.values():
             if _layout(known) == _layout(packed):
                 packed = known
                 break

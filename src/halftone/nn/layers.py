@@ -221,7 +221,10 @@ class QuantizedLayer(SiteOwner):
     @torch.compiler.assume_constant_result
     def _prepare(self) -> None:
         if self._prepared is None:
-            self._prepared = self.choice().kernel.prepare(self._computed(), self.operands())
+            operation, operands = self._computed(), self.operands()
+            if self._choice is None:
+                self._choice = choose(self.engine, operation, operands)
+            self._prepared = self._choice.kernel.prepare(operation, operands)
 
     def prepared_for_codes(self) -> TakesCodes | None:
         """Return the call if it is all that the layer does with its input now, and takes codes; None otherwise."""

@@ -88,15 +88,15 @@ class OnednnInt8(AbstractKernel):
         reason = _shape_refusal(operation, operands) or missing()
         if reason is not None:
             return reason
-        weight, reason = _integers(operation, operands)
-        if reason is not None:
-            return reason
-        assert operation.input_format is not None
-        if float(weight.abs().flatten(1).sum(1).max()) * 2 ** min(operation.input_format.bits, 8) >= 2**31:
+        span = _span(operation, operands)
+        if isinstance(span, str):
+            return span
+        largest = max(-span[0], span[1])
+        if _sums_may_overflow(operation, operands, largest):
             return "sums may exceed 32 bits"
         if not _works(False):
             return "oneDNN int8 operators misbehave on this CPU"
-        if float(weight.abs().max()) > _NARROW and not _works(True):
+        if largest > _NARROW and not _works(True):
             return f"this CPU saturates products of weights beyond {_NARROW} (no VNNI)"
         return None
 
@@ -108,9 +108,10 @@ class OnednnInt8(AbstractKernel):
             return float_call(operation, torch.empty(shape), bias)(x)
 
         operation, margins = _resolved_padding(operation)
-        weight, reason = _integers(operation, operands)
-        if reason is not None:
-            raise KernelError("onednn_int8", "a layer it does not refuse", reason)
+        span = _span(operation, operands)
+        if isinstance(span, str):
+            raise KernelError("onednn_int8", "a layer it does not refuse", span)
+        weight = _centred(operation, operands)
         bounds = [sum(operation.segments[:n]) for n in range(len(operation.segments) + 1)]
         parts = [p for i, span in enumerate(pairwise(bounds)) for p in _parts(operation, operands, weight, i, *span)]
         first, more = _calls(operation, parts, bias)
@@ -157,21 +158,53 @@ def _margin_only(operation: Operation) -> bool:
     return any(margin > r for margin, r in zip(operation.padding, reach, strict=True))
 
 
-def _integers(operation: Operation, operands: Operands) -> tuple[torch.Tensor, str | None]:
-    """Return the weight ``code - zero point`` as int16, and why it cannot be int8 (or None)."""
-    sizes = torch.tensor(operation.segments) if len(operation.segments) > 1 else torch.tensor([operands.codes.shape[1]])
-    zero_point = operands.weight.zero_point.repeat_interleave(sizes, dim=0).t()
-    exact = operation.weight_format.decode(operands.codes) - zero_point.view(
-        *zero_point.shape, *[1] * (operands.codes.ndim - 2)
-    )
-    weight = exact.to(torch.int16)
-    low, high = int(weight.min()), int(weight.max())
+def _zero_codes(operation: Operation, operands: Operands) -> torch.Tensor:
+    """Return the weight's zero points counted as its codes are, ``[S, out]``."""
+    return operands.weight.zero_point - operation.weight_format.low
+
+
+def _sizes(operation: Operation, operands: Operands) -> list[int]:
+    """Return how many of the codes' input channels belong to each segment; in a grouped convolution there is one segment."""
+    return list(operation.segments) if len(operation.segments) > 1 else [operands.codes.shape[1]]
+
+
+def _span(operation: Operation, operands: Operands) -> tuple[int, int] | str:
+    """Return the least and the greatest ``code - zero point``, or why they cannot all be int8."""
+    zero_codes = _zero_codes(operation, operands)
+    if not torch.equal(zero_codes, zero_codes.round()):
+        return "a weight zero point is not an integer"
+    ends = []
+    for codes, zero in zip(operands.codes.split(_sizes(operation, operands), dim=1), zero_codes, strict=True):
+        least, most = torch.aminmax(codes.flatten(1), dim=1)
+        ends += [least - zero, most - zero]
+    low, high = (int(end) for end in torch.aminmax(torch.cat(ends)))
     if low < -128 or high > 127:
         fix = "8-bit asymmetric weights need a ninth bit; symmetric ones fit"
-        return weight, f"weights minus zero point span [{low}, {high}], beyond int8 ({fix})"
-    if not torch.equal(weight.float(), exact):
-        return weight, "a weight zero point is not an integer"
-    return weight, None
+        return f"weights minus zero point span [{low}, {high}], beyond int8 ({fix})"
+    return low, high
+
+
+def _centred(operation: Operation, operands: Operands) -> torch.Tensor:
+    """Return ``code - zero point``, int8, of a weight whose :func:`_span` fits.
+
+    Subtracted modulo 256, one byte for each weight: models are loaded with as many weights as they have.
+    """
+    zero_codes = _zero_codes(operation, operands).to(torch.int32).bitwise_and(255).to(torch.uint8)
+    sizes = torch.tensor(_sizes(operation, operands))
+    spread = zero_codes.t() if len(sizes) == 1 else zero_codes.repeat_interleave(sizes, dim=0).t()
+    tail = [1] * (operands.codes.ndim - 2)
+    return (operands.codes - spread.view(*spread.shape, *tail)).view(torch.int8)
+
+
+def _sums_may_overflow(operation: Operation, operands: Operands, largest: int) -> bool:
+    """Return whether an output's sum may exceed 32 bits, given the largest weight."""
+    assert operation.input_format is not None
+    bound, terms = 2**31 / 2 ** min(operation.input_format.bits, 8), operands.codes[0].numel()
+    if largest * terms < bound:
+        return False
+    # Seldom: only then the sums themselves.
+    rows = _centred(operation, operands).flatten(1).to(torch.int16).abs()
+    return float(rows.sum(1, dtype=torch.int64).max()) >= bound
 
 
 def _parts(
@@ -187,7 +220,7 @@ def _parts(
         # Adding an odd number would round halves to odd. Counted from the other end the zero point is even, as top is
         # odd; the sign goes into the weight's scale.
         factor, zero_point, weight_scale = -factor, top - zero_point, -weight_scale
-    piece = (weight if len(operation.segments) == 1 else weight[:, start:stop]).to(torch.int8).contiguous()
+    piece = (weight if len(operation.segments) == 1 else weight[:, start:stop]).contiguous()
     offset = _MAGIC + zero_point
     weight_scale = weight_scale.contiguous()
     parts = []
