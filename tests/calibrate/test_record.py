@@ -136,6 +136,22 @@ def test_under_guidance_the_batch_size_changes_nothing_either(guided: GuidedPipe
         assert torch.allclose(part.args[0], whole.args[0], atol=1e-4)
 
 
+@pytest.mark.parametrize(("half", "first"), [("conditional", [1, 2, 3, 4]), ("unconditional", [0, 0, 0, 0])])
+def test_one_half_of_guided_calls(guided: GuidedPipeline, half: Any, first: list[int]) -> None:
+    prompts = {"prompt": ["a", "bb", "ccc", "dddd"]}
+    for batch in (3, 4):
+        data = record(guided, Uniform(3), 12, 3, 0, batch, None, prompts, None, half)
+        context = data.kwargs["encoder_hidden_states"][:, 0, 0]
+        assert context.view(3, 4).tolist() == [first] * 3
+        assert data.identity["halves"] == half
+    assert "halves" not in record(guided, Uniform(3), 12, 3, 0, 4, None, prompts).identity
+
+
+def test_a_half_without_guidance_is_refused(pipe: DDIMPipeline) -> None:
+    with pytest.raises(CalibrationError, match="calibration.halves: conditional: expected two rows for each image"):
+        record(pipe, Uniform(3), 4, 3, 0, 2, halves="conditional")
+
+
 def test_identity(pipe: DDIMPipeline) -> None:
     identity = taken(pipe, 8, eta=0.5).identity
     expected = {

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from halftone.formats import Affine, parse, quantize
 from halftone.foundation.errors import KernelError
 from halftone.kernels import Operands, Operation
+from halftone.kernels.centred_weight import centred
 from halftone.kernels.library import onednn_int8
 from halftone.kernels.library.onednn_int8 import OnednnInt8
 from halftone.kernels.library.reference import Reference
@@ -64,7 +65,7 @@ def test_codes_are_those_of_the_definition(zero_point: int, dtype: torch.dtype) 
         affine = Affine(torch.tensor([scale]), torch.tensor([float(zero_point)]))
         operation, operands = linear()
         operands = Operands(operands.codes, operands.weight, affine, None)
-        (part,) = onednn_int8._parts(operation, operands, onednn_int8._centred(operation, operands), 0, 0, 6)
+        (part,) = onednn_int8._parts(operation, operands, centred(operation, operands), 0, 0, 6)
         codes = part.encode(x)
         found = codes if zero_point % 2 == 0 else 255 - codes
         assert torch.equal(found, quantize(x, affine, parse("uint8")))
@@ -76,7 +77,7 @@ def test_half_a_million_codes_are_those_of_the_definition() -> None:
     x, affine = torch.randn(2**19), Affine(torch.tensor([0.0173]), torch.tensor([117.0]))
     operation, operands = linear()
     operands = Operands(operands.codes, operands.weight, affine, None)
-    (part,) = onednn_int8._parts(operation, operands, onednn_int8._centred(operation, operands), 0, 0, 6)
+    (part,) = onednn_int8._parts(operation, operands, centred(operation, operands), 0, 0, 6)
     assert torch.equal(255 - part.encode(x), quantize(x, affine, parse("uint8")))
 
 
@@ -87,7 +88,7 @@ def test_two_bytes_of_a_16_bit_code_are_those_of_the_definition(zero_point: int)
     x, affine = torch.cat([torch.randn(2**17) * 400, ties]), Affine(torch.tensor([0.0173]), torch.tensor([zero_point]))
     operation, operands = linear(data="uint16")
     operands = Operands(operands.codes, operands.weight, affine, None)
-    low, high = onednn_int8._parts(operation, operands, onednn_int8._centred(operation, operands), 0, 0, 6)
+    low, high = onednn_int8._parts(operation, operands, centred(operation, operands), 0, 0, 6)
     codes = low.encode(x).int() + 256 * high.encode(x).int()
     found = codes if zero_point % 2 == 0 else 65535 - codes
     assert torch.equal(found, quantize(x, affine, parse("uint16")).int())

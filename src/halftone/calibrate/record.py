@@ -4,7 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -22,6 +22,9 @@ from halftone.models.denoiser import denoiser, refuse_cache
 from halftone.models.precision import as_float
 from halftone.models.reach import reach
 
+# Pipelines of diffusers put the unconditional rows first.
+Halves = Literal["both", "conditional", "unconditional"]
+
 
 class _Hook:
     """Keeps the rows that are wanted of each call. The call index is counted here, per pipeline call, from 0.
@@ -32,8 +35,8 @@ class _Hook:
         kept: by call index, the wanted rows of the leaves that have samples.
     """
 
-    def __init__(self, wanted: dict[int, int], batched: tuple[bool, ...]) -> None:
-        self.wanted, self.last, self.batched = wanted, max(wanted), batched
+    def __init__(self, wanted: dict[int, int], batched: tuple[bool, ...], halves: Halves = "both") -> None:
+        self.wanted, self.last, self.batched, self.halves = wanted, max(wanted), batched, halves
         self.kept: dict[int, list[list[torch.Tensor]]] = {index: [] for index in wanted}
         self.first: tuple[list[Any], pytree.TreeSpec] | None = None
         self.missing = dict(wanted)
@@ -41,13 +44,20 @@ class _Hook:
         self.trajectories = 1  # of the pipeline call that runs
 
     def _by_trajectory(self, rows: int) -> torch.Tensor:
-        """Return all rows of a call, those of one trajectory together.
+        """Return the rows of a call that may be kept, those of one trajectory together.
 
         Guided pipelines stack all unconditional rows on all conditional ones: taken as they come, only one kind might be kept,
         and which rows are kept would depend on the batch.
         """
         order = torch.arange(rows)
-        return order if rows % self.trajectories else order.view(-1, self.trajectories).t().flatten()
+        several = rows // self.trajectories if rows % self.trajectories == 0 else 1
+        if self.halves == "both":
+            return order.view(several, -1).t().flatten()
+        if several != 2:
+            got = f"{rows} rows for {self.trajectories}"
+            fix = "Guidance is off where its scale is 1 or less. Leave calibration.halves out."
+            raise CalibrationError(f"calibration.halves: {self.halves}", "two rows for each image", got, fix)
+        return order.chunk(2)[self.halves == "conditional"]
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         left = self.missing.get(self.index, 0)
@@ -56,11 +66,10 @@ class _Hook:
             self._check(leaves, spec)
             samples = [leaf for leaf, has in zip(leaves, self.batched, strict=True) if has]
             rows = max(leaf.shape[0] for leaf in samples if leaf.ndim)
-            take = min(left, rows)
-            order = self._by_trajectory(rows)[:take]
+            order = self._by_trajectory(rows)[:left]
             # A copy: schedulers may reuse the memory. One timestep for the whole batch becomes one for each row.
             self.kept[self.index].append([_copy(_rows(leaf, rows)[order.to(leaf.device)]) for leaf in samples])
-            self.missing[self.index] = left - take
+            self.missing[self.index] = left - len(order)
         self.index += 1
         if self.index > self.last:
             raise Stop
@@ -124,6 +133,7 @@ def record(
     progress: Progress | None = None,
     each: Mapping[str, Sequence[Any]] | None = None,
     network: nn.Module | None = None,
+    halves: Halves = "both",
     **call: Any,
 ) -> Trajectory:
     """Sample with the float pipeline and return ``samples`` of its denoiser's inputs.
@@ -133,6 +143,7 @@ def record(
         steps: ``num_inference_steps`` of the sampler.
         each: pipeline arguments with one value a trajectory, such as prompts; taken again from the start when they run out.
         network: another module that the pipeline calls, whose inputs are wanted instead.
+        halves: of a guided call, which rows to take: ``both`` (as the paper pools them), ``conditional`` or ``unconditional``.
         call: further pipeline arguments (``eta``, ``guidance_scale``).
 
     Raises:
@@ -149,7 +160,7 @@ def record(
     chosen = select.choose(calls, samples, generator(seed, "calibration", "select"))
     wanted = dict(sorted(Counter(chosen.tolist()).items()))
     two = next(batches(pipe, 2, seed, 2, {k: list(v)[:1] * 2 for k, v in (each or {}).items()}, call))
-    hook = _Hook(wanted, sample_leaves(pipe, network, steps, first, two if batch > 1 else None))
+    hook = _Hook(wanted, sample_leaves(pipe, network, steps, first, two if batch > 1 else None), halves)
     most = max(wanted.values())
     repeated = {k: [v[i % len(v)] for i in range(most)] for k, v in (each or {}).items()}
     handle = network.register_forward_pre_hook(hook, with_kwargs=True)
@@ -174,6 +185,7 @@ def record(
         "select": {"name": type(select).__name__.lower(), **asdict(select)},  # type: ignore[call-overload]
         "samples": samples,
         "arguments": {k: v for k, v in call.items() if isinstance(v, (str, int, float, bool))},
+        **({} if halves == "both" else {"halves": halves}),
     }
     trajectory = _join(hook, wanted, identity)
     trajectory.check()

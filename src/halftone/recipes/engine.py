@@ -214,7 +214,18 @@ def _trajectory(
     # What is called once an image is recorded over as many images as the denoiser would be.
     samples = how.samples if part.every_step else -(-how.samples // steps)
     data = record(
-        pipe, how.selection(), samples, steps, run.seed, how.batch, run.progress, each, part.network, **how.arguments
+        pipe,
+        how.selection(),
+        samples,
+        steps,
+        run.seed,
+        how.batch,
+        run.progress,
+        each,
+        part.network,
+        # What is called once an image or a prompt knows no guidance.
+        how.halves if part.every_step else "both",
+        **how.arguments,
     )
     if part.path:
         data = replace(data, identity={**data.identity, "network": part.path})

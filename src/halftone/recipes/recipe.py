@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from halftone.calibrate.record import Halves
 from halftone.calibrate.select_contract import AbstractSelect
 from halftone.foundation.bounds import at_least
 from halftone.foundation.build import UNSAID_BY_DEFAULT, assigned, build, override
@@ -33,6 +34,7 @@ class Calibration:
         batch: trajectories drawn at a time.
         influence: images on which the influence of each call on the image is measured, by which methods that learn weigh their
             errors; 0 weighs all calls alike.
+        halves: of guided calls, which rows to take: ``both``, ``conditional`` or ``unconditional``.
         arguments: further arguments of the pipeline (``eta``, ``guidance_scale``).
     """
 
@@ -40,6 +42,7 @@ class Calibration:
     samples: int = 1024
     batch: int = 32
     influence: int = field(default=0, metadata=UNSAID_BY_DEFAULT)
+    halves: Halves = field(default="both", metadata=UNSAID_BY_DEFAULT)
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

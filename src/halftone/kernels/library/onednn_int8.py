@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from halftone.formats.kinds.integer import Integer
 from halftone.foundation.errors import KernelError
 from halftone.kernels import compiled
+from halftone.kernels.centred_weight import centred, span, sums_may_overflow
 from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared
 from halftone.kernels.library.reference import float_call
 from halftone.kernels.linear_weight import LinearWeight
@@ -88,11 +89,11 @@ class OnednnInt8(AbstractKernel):
         reason = _shape_refusal(operation, operands) or missing()
         if reason is not None:
             return reason
-        span = _span(operation, operands)
-        if isinstance(span, str):
-            return span
-        largest = max(-span[0], span[1])
-        if _sums_may_overflow(operation, operands, largest):
+        ends = span(operation, operands)
+        if isinstance(ends, str):
+            return ends
+        largest = max(-ends[0], ends[1])
+        if sums_may_overflow(operation, operands, largest):
             return "sums may exceed 32 bits"
         if not _works(False):
             return "oneDNN int8 operators misbehave on this CPU"
@@ -108,12 +109,12 @@ class OnednnInt8(AbstractKernel):
             return float_call(operation, torch.empty(shape), bias)(x)
 
         operation, margins = _resolved_padding(operation)
-        span = _span(operation, operands)
-        if isinstance(span, str):
-            raise KernelError("onednn_int8", "a layer it does not refuse", span)
-        weight = _centred(operation, operands)
+        ends = span(operation, operands)
+        if isinstance(ends, str):
+            raise KernelError("onednn_int8", "a layer it does not refuse", ends)
+        weight = centred(operation, operands)
         bounds = [sum(operation.segments[:n]) for n in range(len(operation.segments) + 1)]
-        parts = [p for i, span in enumerate(pairwise(bounds)) for p in _parts(operation, operands, weight, i, *span)]
+        parts = [p for i, ends in enumerate(pairwise(bounds)) for p in _parts(operation, operands, weight, i, *ends)]
         first, more = _calls(operation, parts, bias)
         if more:
             return _Split(first, more, operation, parts, margins, empty)
@@ -156,55 +157,6 @@ def _margin_only(operation: Operation) -> bool:
         return False
     reach = (d * (k - 1) for d, k in zip(operation.dilation, operation.kernel_size, strict=True))
     return any(margin > r for margin, r in zip(operation.padding, reach, strict=True))
-
-
-def _zero_codes(operation: Operation, operands: Operands) -> torch.Tensor:
-    """Return the weight's zero points counted as its codes are, ``[S, out]``."""
-    return operands.weight.zero_point - operation.weight_format.low
-
-
-def _sizes(operation: Operation, operands: Operands) -> list[int]:
-    """Return how many of the codes' input channels belong to each segment; in a grouped convolution there is one segment."""
-    return list(operation.segments) if len(operation.segments) > 1 else [operands.codes.shape[1]]
-
-
-def _span(operation: Operation, operands: Operands) -> tuple[int, int] | str:
-    """Return the least and the greatest ``code - zero point``, or why they cannot all be int8."""
-    zero_codes = _zero_codes(operation, operands)
-    if not torch.equal(zero_codes, zero_codes.round()):
-        return "a weight zero point is not an integer"
-    ends = []
-    for codes, zero in zip(operands.codes.split(_sizes(operation, operands), dim=1), zero_codes, strict=True):
-        least, most = torch.aminmax(codes.flatten(1), dim=1)
-        ends += [least - zero, most - zero]
-    low, high = (int(end) for end in torch.aminmax(torch.cat(ends)))
-    if low < -128 or high > 127:
-        fix = "8-bit asymmetric weights need a ninth bit; symmetric ones fit"
-        return f"weights minus zero point span [{low}, {high}], beyond int8 ({fix})"
-    return low, high
-
-
-def _centred(operation: Operation, operands: Operands) -> torch.Tensor:
-    """Return ``code - zero point``, int8, of a weight whose :func:`_span` fits.
-
-    Subtracted modulo 256, one byte for each weight: models are loaded with as many weights as they have.
-    """
-    zero_codes = _zero_codes(operation, operands).to(torch.int32).bitwise_and(255).to(torch.uint8)
-    sizes = torch.tensor(_sizes(operation, operands))
-    spread = zero_codes.t() if len(sizes) == 1 else zero_codes.repeat_interleave(sizes, dim=0).t()
-    tail = [1] * (operands.codes.ndim - 2)
-    return (operands.codes - spread.view(*spread.shape, *tail)).view(torch.int8)
-
-
-def _sums_may_overflow(operation: Operation, operands: Operands, largest: int) -> bool:
-    """Return whether an output's sum may exceed 32 bits, given the largest weight."""
-    assert operation.input_format is not None
-    bound, terms = 2**31 / 2 ** min(operation.input_format.bits, 8), operands.codes[0].numel()
-    if largest * terms < bound:
-        return False
-    # Seldom: only then the sums themselves.
-    rows = _centred(operation, operands).flatten(1).to(torch.int16).abs()
-    return float(rows.sum(1, dtype=torch.int64).max()) >= bound
 
 
 def _parts(
