@@ -116,7 +116,7 @@ def _budgets(settings: Settings) -> Iterator[Row]:
 
 
 def _edges(settings: Settings) -> Iterator[Row]:
-    """The first and the last layer with the bits of all others, beside the recipes' wide ones (decision 0011)."""
+    """The first and the last layer with the bits of all others, the recipes' wide ones (decision 0011), and what more width is worth."""
     narrow = (
         "policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",
         "policy.1.input={format: uint8}",
@@ -126,6 +126,9 @@ def _edges(settings: Settings) -> Iterator[Row]:
         labels = {"method": method, "bits": "w4a8", "edges": edges}
         name, recipe = f"{method}-w4a8-{edges}", f"{method}-w4a8"
         yield _row(settings, "edges", name, "quality", recipe, overrides=overrides, labels=labels)
+    labels = {"method": "q-diffusion", "bits": "w4a8", "edges": "wide, shortcuts as well"}
+    recipe = "q-diffusion-w4a8-wide-shortcuts"
+    yield _row(settings, "edges", recipe, "quality", recipe, labels=labels)
 
 
 def _bias(settings: Settings) -> Iterator[Row]:
