@@ -116,7 +116,7 @@ def _budgets(settings: Settings) -> Iterator[Row]:
 
 
 def _edges(settings: Settings) -> Iterator[Row]:
-    """The first and the last layer with the bits of all others, the recipes' wide ones (decision 0011), and what more width is worth."""
+    """The first and the last layer with the bits of all others, and wide (decision 0011); and what more width is worth."""
     narrow = (
         "policy.1.weight={format: uint4, granularity: channel, zero: asymmetric}",
         "policy.1.input={format: uint8}",

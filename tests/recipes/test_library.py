@@ -13,6 +13,7 @@ from halftone.calibrate.select_contract import AbstractSelect
 from halftone.foundation.build import build, plain
 from halftone.foundation.registry import make
 from halftone.methods.contract import AbstractMethod, Run
+from halftone.models.policy import scheme_of
 from halftone.nn import QuantizedLayer
 from halftone.nn.sites import sites
 from halftone.recipes import BUDGETS, Recipe, load, names, run_recipe
@@ -85,10 +86,10 @@ def test_a_recipe_runs_and_every_planned_layer_holds_codes(
         assert isinstance(layer, QuantizedLayer)
         assert layer.weight.dtype == torch.uint8
         assert layer.scheme is not None
-        edge = result.layers[path]["role"] in ("conv_in", "conv_out")
-        rule = recipe.policy[-1 if edge else 0]  # one rule for all, or a second for the edges
-        assert layer.scheme.weight.bits == rule.weight.bits  # type: ignore[union-attr]
-        assert layer.scheme.input == rule.input
+        said = scheme_of(result.layers[path]["role"], recipe.policy)
+        assert said is not None
+        assert layer.scheme.weight.bits == said.weight.bits
+        assert layer.scheme.input == said.input
         assert int(layer.codes().max()) < 2**layer.scheme.weight.bits
     for path, owner, site in sites(pipe.unet):
         assert owner.site_affine(site) is not None, (path, site)
