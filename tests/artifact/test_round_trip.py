@@ -14,6 +14,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DMode
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
+import halftone
 from halftone.artifact import attach, described, load_pipeline, save_pipeline, sizes
 from halftone.foundation.errors import ConfigError, OutputError
 from halftone.models.denoiser import named_denoiser
@@ -232,3 +233,39 @@ print(UNet2DModel.from_pretrained({str(saved / "unet")!r}).quantization_method.v
         code = code.replace("import diffusers", 'import sys; assert "torch" not in sys.modules; import diffusers')
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split()[-1:] == ["halftone"], done.stderr
+
+
+_PEAK = """
+import sys
+import halftone
+from halftone.artifact import load_pipeline
+
+def peak():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+load_pipeline(sys.argv[2])  # whatever loading imports, and its first allocations
+before = peak()
+load_pipeline(sys.argv[1])
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_the_peak_while_loading_is_the_artifact_itself(pipe: DDIMPipeline, tmp_path: Path) -> None:
+    """No float copy, and no mapped file that stays beside the codes: at most 1.3 times the bytes on disk."""
+    small = save_pipeline(pipe, tmp_path / "small")
+    wide = UNet2DModel(
+        in_channels=1, out_channels=1, block_out_channels=(640, 1280), layers_per_block=1, norm_num_groups=32,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, sample_size=8,
+    )  # fmt: skip
+    large = DDIMPipeline(wide, pipe.scheduler)
+    halftone.quantize(large, "rtn-w8a32", steps=1, overrides=["calibration.samples=1", "calibration.batch=1"])
+    folder = save_pipeline(large, tmp_path / "large")
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    assert size > 60e6
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(folder), str(small)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 1.3 * size

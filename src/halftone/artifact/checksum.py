@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 # As safetensors writes them, so that the file alone is enough to compute the checksum.
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -24,7 +24,7 @@ def tensor_line(name: str, tensor: torch.Tensor) -> str:
     """Return one tensor's line: name, dtype, shape and the SHA-256 of its bytes, little-endian and row-major."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256(flat.numpy().data).hexdigest()
-    dtype = _DTYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    dtype = DTYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     return f"{name} {dtype} [{','.join(map(str, tensor.shape))}] {digest}\n"
 
 

@@ -15,6 +15,7 @@ from halftone.artifact.checksum import combined, tensor_line
 from halftone.artifact.numbers import check_numbers, is_exact
 from halftone.artifact.owner import Owner
 from halftone.artifact.schema import METHOD, Description, parse, to_json
+from halftone.artifact.weights_file import Tensors
 from halftone.foundation.errors import ArtifactError, ConfigError, OutputError
 
 
@@ -76,6 +77,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._owner = Owner()
         self._lines: dict[str, str] = {}
+        self._files: Tensors | None = None
 
     # Loading, in the order of the calls.
 
@@ -90,7 +92,15 @@ class HalftoneQuantizer(DiffusersQuantizer):
         for file in files:
             if isinstance(file, str | Path) and Path(file).suffix != ".safetensors":
                 raise ArtifactError(str(file), "weights in safetensors", Path(file).suffix, "Pickle is not read.")
+        self._files = Tensors(files)
         return loaded_keys
+
+    def _stored(self, name: str, state_dict: dict[str, torch.Tensor]) -> tuple[torch.Tensor, bool]:
+        """Return a tensor as it is in the file, and whether it is ours alone."""
+        if self._files is not None and name in self._files:
+            return self._files[name], True
+        # diffusers before 0.39 does not tell the files.
+        return state_dict[name], False
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from halftone.artifact.structure import prepare
@@ -124,7 +134,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         **kwargs: Any,
     ) -> None:
         """Put one tensor in place. ``param_value`` has been cast already; ``state_dict`` holds what the file holds."""
-        stored = state_dict[param_name]
+        stored, ours = self._stored(param_name, state_dict)
         self._lines[param_name] = tensor_line(param_name, stored)
         path, _, leaf = param_name.rpartition(".")
         owner = model.get_submodule(path)
@@ -133,8 +143,10 @@ class HalftoneQuantizer(DiffusersQuantizer):
             if stored.dtype != expected:
                 raise ArtifactError(f"tensor '{param_name}'", str(expected), str(stored.dtype))
             param_value = stored
-        # A copy: tensors of the file are windows on it, and would change or vanish with it.
-        value = param_value.to(target_device, copy=True)
+        elif ours:
+            param_value = stored.to(param_value.dtype)
+        # A copy: diffusers' tensors are windows on the file, and would change or vanish with it.
+        value = param_value.to(target_device, copy=not ours)
         if leaf in owner._parameters:
             old = owner._parameters[leaf]
             grad = old is not None and old.requires_grad and value.is_floating_point()
@@ -145,7 +157,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         from halftone.artifact.watch import watch
 
-        lines, self._lines = self._lines, {}
+        lines, self._lines, self._files = self._lines, {}, None
         missing = [name for name in model.state_dict() if name not in lines]
         if missing:
             raise ArtifactError(type(model).__name__, "every tensor to be loaded", _without(missing))

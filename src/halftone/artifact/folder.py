@@ -10,7 +10,7 @@ from halftone.artifact.weights_file import Stored, read_header
 from halftone.foundation.errors import ArtifactError, ConfigError
 
 INDEX = "model_index.json"
-_WEIGHTS = ("diffusion_pytorch_model", "model")  # as diffusers calls them, and transformers
+_WEIGHTS, _TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model", "model"
 _LONGEST_JSON = 64 * 2**20
 _EXECUTED = {".py", ".pyc", ".so"}
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -98,7 +98,8 @@ def _method(file: Path, config: dict[str, Any]) -> str | None:
 
 def _check_component(folder: Path, config: dict[str, Any]) -> Description:
     description = parse(config["quantization_config"])
-    tensors = _check_weights(folder)
+    # transformers does not write a class's name so.
+    tensors = _check_weights(folder, _WEIGHTS if "_class_name" in config else _TRANSFORMERS_WEIGHTS)
     for path in description.schemes:
         stored = tensors.get(f"{path}.weight")
         if stored is None or stored.dtype != "U8":
@@ -109,28 +110,24 @@ def _check_component(folder: Path, config: dict[str, Any]) -> Description:
     return description
 
 
-def _check_weights(folder: Path) -> dict[str, Stored]:
-    """Return the tensors of all weight files in ``folder``."""
-    for file in _files(folder, "index*.json"):
+def _check_weights(folder: Path, weights: str) -> dict[str, Stored]:
+    """Return the tensors of all files of ``weights`` in ``folder``."""
+    for file in folder.glob(f"{weights}*.index*.json"):
         shards = read_json(file).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise ArtifactError(str(file), "a weight_map of file names", "something else")
         for shard in set(shards.values()):
             if Path(shard).name != shard or not (folder / shard).is_file():
                 raise ArtifactError(str(file), f"files of {folder.name}", repr(shard[:200]))
-    files = _files(folder, "safetensors")
+    files = sorted(folder.glob(f"{weights}*.safetensors"))
     if not files:
         pickled = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLED)
         got = f"{pickled[0]}: pickle is not read" if pickled else "none"
-        raise ArtifactError(str(folder), " or ".join(f"{name}.safetensors" for name in _WEIGHTS), got)
+        raise ArtifactError(str(folder), f"{weights}.safetensors", got)
     tensors: dict[str, Stored] = {}
     for file in files:
         tensors |= read_header(file)
     return tensors
-
-
-def _files(folder: Path, ending: str) -> list[Path]:
-    return sorted(file for name in _WEIGHTS for file in folder.glob(f"{name}*.{ending}"))
 
 
 def _refuse_code(folder: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
@@ -15,6 +14,7 @@ from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod
 from halftone.artifact.numbers import check_numbers, is_exact
 from halftone.artifact.owner import Owner
 from halftone.artifact.schema import Description, parse, to_json
+from halftone.artifact.weights_file import Tensors
 from halftone.foundation.errors import ArtifactError, ConfigError
 
 _OLDEST = 5  # transformers' major version: before, other paths and another way of loading
@@ -125,6 +125,6 @@ def _lines(files: list[str]) -> Iterator[tuple[str, str]]:
     for file in files:
         if Path(file).suffix != ".safetensors":
             raise ArtifactError(str(file), "weights in safetensors", Path(file).suffix, "Pickle is not read.")
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - no mapping
-                yield name, tensor_line(name, tensors.get_tensor(name))
+    tensors = Tensors(files)
+    for name in tensors:
+        yield name, tensor_line(name, tensors[name])

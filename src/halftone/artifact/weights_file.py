@@ -1,26 +1,33 @@
-"""Checks of safetensors files that read headers only, so that a damaged file has a clear error before it is loaded."""
+"""Safetensors files: headers checked before anything is loaded, tensors read one at a time into memory of their own."""
 
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from halftone.artifact.checksum import DTYPES
 from halftone.foundation.errors import ArtifactError
 
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
 _BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
+_TORCH = {name: dtype for dtype, name in DTYPES.items()}
 _BITS |= {"I64": 64, "U64": 64, "F64": 64, "C64": 64}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a file: dtype as safetensors names it, shape, bytes."""
+    """One tensor of a file: dtype as safetensors names it, shape, bytes, and where in the file they begin."""
 
     dtype: str
     shape: tuple[int, ...]
     size: int
+    offset: int
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -45,12 +52,13 @@ def read_header(path: Path) -> dict[str, Stored]:
         raise ArtifactError(str(path), "a safetensors header", "bytes that are not JSON") from error
     if not isinstance(header, dict):
         raise ArtifactError(str(path), "a safetensors header", type(header).__name__)
-    stored = {name: _entry(path, name, data) for name, data in header.items() if name != "__metadata__"}
+    begin = 8 + size
+    stored = {name: _entry(path, name, data, begin) for name, data in header.items() if name != "__metadata__"}
     _check_offsets(path, header, length - 8 - size)
     return stored
 
 
-def _entry(path: Path, name: str, data: Any) -> Stored:
+def _entry(path: Path, name: str, data: Any, begin: int) -> Stored:
     where = f"{path}: tensor '{name[:200]}'"
     if not isinstance(data, dict) or data.keys() != {"dtype", "shape", "data_offsets"}:
         raise ArtifactError(where, "dtype, shape and data_offsets", "something else")
@@ -62,7 +70,42 @@ def _entry(path: Path, name: str, data: Any) -> Stored:
     size = math.prod(shape) * _BITS[data["dtype"]] // 8
     if offsets[1] - offsets[0] != size:
         raise ArtifactError(where, "as many bytes as its shape needs", "another number")
-    return Stored(data["dtype"], tuple(shape), size)
+    return Stored(data["dtype"], tuple(shape), size, begin + offsets[0])
+
+
+class Tensors:
+    """The tensors of some files by name. A mapped file would stay resident beside the copies that are made of it; read so, a model
+    takes its own bytes while it is loaded and no more.
+    """
+
+    def __init__(self, files: Iterable[str | Path]) -> None:
+        self._places = {
+            name: (Path(file), stored) for file in files for name, stored in read_header(Path(file)).items()
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places and self._places[name][1].dtype in _TORCH
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Return a tensor that nobody else holds.
+
+        Raises:
+            ArtifactError: the file ends before the tensor does.
+        """
+        path, stored = self._places[name]
+        tensor = torch.empty(stored.shape, dtype=_TORCH[stored.dtype], device="cpu")
+        with FileIO(path) as file:
+            file.seek(stored.offset)
+            left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            while left:
+                count = file.readinto(left)
+                if not count:
+                    raise ArtifactError(str(path), f"{stored.size} bytes of '{name[:200]}'", "the end of the file")
+                left = left[count:]
+        return tensor
 
 
 def _whole_numbers(value: Any) -> bool:
