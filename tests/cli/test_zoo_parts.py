@@ -54,4 +54,4 @@ def test_a_base_that_is_none(halftone: Halftone, place: Path, tmp_path: Path) ->
     other = halftone("zoo", "train", "emoji-sd", "--data", place / "data", "--base", "x", "-o", tmp_path / "x")
     assert other.code == 2 and "--base" in other.err
     zoo = halftone("generate", "zoo:emoji-style-lora", "-o", tmp_path / "a.png")
-    assert zoo.code == 2 and "got one of the kind lora" in zoo.err
+    assert zoo.code == 2 and "got a LoRA" in zoo.err

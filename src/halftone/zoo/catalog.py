@@ -41,6 +41,7 @@ class Entry:
         return (self.path / _INDEX).is_file() if self.kind == "pipeline" else any(self.path.glob("*.safetensors"))
 
 
+_WORDS = {"features": "a feature network", "lora": "a LoRA", "controlnet": "a ControlNet"}
 _EMOJI = "Noto emoji (Apache-2.0) with CLDR names and keywords (Unicode License V3)"
 _FASHION = "Fashion-MNIST (MIT, Zalando SE)"
 
@@ -111,7 +112,7 @@ def folder(name: str) -> Path:
     found = entry(name)
     if found.kind != "pipeline":
         pipelines = ", ".join(each.name for each in CATALOG if each.kind == "pipeline")
-        raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", f"one of the kind {found.kind}")
+        raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", _WORDS[found.kind])
     if not found.installed:
         where = shlex.quote(str(found.path))
         fix = f"Train it: halftone zoo train {name} --data {found.source} -o {where}"
