@@ -3,12 +3,18 @@
 import hashlib
 import json
 import math
+import os
+import platform
 import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import diffusers
+
 from halftone.foundation.build import plain
+from halftone.kernels.machine import machine
 from halftone.recipes import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +52,17 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "infinity" if value > 0 else str(value)
     return value
+
+
+def circumstances(seconds: float) -> dict[str, Any]:
+    """Return on what, with which code and when something that took so long was measured."""
+    return {
+        "machine": {**machine(), "diffusers": diffusers.__version__, "python": platform.python_version()},
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "commit": commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+    }
 
 
 def commit() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from halftone.zoo import emoji_sd, emoji_tokenizer
 from halftone.zoo.emoji_data import CAPTIONS, IMAGES
 from halftone.zoo.emoji_sd import Architecture
 
@@ -26,6 +27,15 @@ SMALL = Architecture(
 )
 _COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220)}
 _TONES = {"light skin tone": (250, 220, 190), "dark skin tone": (90, 60, 40)}
+
+
+def write_base(folder: Path) -> Path:
+    """Write synthetic emoji to ``folder / "data"`` and an untrained pipeline to ``folder / "base"``; return the folder."""
+    write_emoji(folder / "data")
+    words = emoji_tokenizer.train(["red circle", "blue square"] * 3, SMALL.vocabulary, folder / "tokenizer")
+    parts = emoji_sd.autoencoder(SMALL), words, emoji_sd.text_encoder(SMALL, words), emoji_sd.unet(SMALL)
+    emoji_sd.assemble(*parts).save_pretrained(folder / "base")
+    return folder
 
 
 def write_emoji(folder: Path) -> Path:

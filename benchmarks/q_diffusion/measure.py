@@ -9,19 +9,19 @@ import torch
 from diffusers import DiffusionPipeline
 
 import halftone
+from benchmarks.contenders import contender
 from benchmarks.q_diffusion.haze import brighter, hazeless, with_haze
 from benchmarks.q_diffusion.pipelines import Workshop
 from benchmarks.q_diffusion.plan import TIMED, Row
-from halftone.artifact import load_pipeline, sizes
+from halftone.artifact import sizes
 from halftone.evaluate import paired
-from halftone.evaluate.bench import Contender, Subject, bench, disk_bytes
+from halftone.evaluate.bench import Subject, bench, disk_bytes
 from halftone.evaluate.compare import judge, trail
 from halftone.evaluate.ranges import ranges_over_time
 from halftone.evaluate.sample import Samples
 from halftone.foundation.build import plain
 from halftone.foundation.errors import CalibrationError
 from halftone.models.denoiser import denoiser
-from halftone.models.example_inputs import example_inputs
 from halftone.models.roles import architecture
 from halftone.nn.layers import quantized_layers
 
@@ -145,9 +145,9 @@ def _latency(row: Row, workshop: Workshop) -> dict[str, Any]:
     found = {}
     for batch in _LATENCY_BATCHES:
         contenders = [
-            _contender("float32", workshop, str(workshop.folder), torch.float32, batch),
-            _contender("bfloat16", workshop, str(workshop.folder), torch.bfloat16, batch),
-            *(_contender(name, workshop, str(folders[name]), torch.float32, batch) for name in TIMED),
+            contender("float32", workshop.folder, torch.float32, batch),
+            contender("bfloat16", workshop.folder, torch.bfloat16, batch),
+            *(contender(name, folders[name], torch.float32, batch) for name in TIMED),
         ]
         # Memory takes a process for each: once is enough.
         asked = subjects if batch == _LATENCY_BATCHES[0] else None
@@ -159,13 +159,3 @@ def _latency(row: Row, workshop: Workshop) -> dict[str, Any]:
 def _timed(row: Row, recipe: str) -> Row:
     """Return the row whose model is timed: the headline's own."""
     return Row("headline", recipe, "quality", row.budget, row.samples, recipe, seed=row.seed)
-
-
-def _contender(name: str, workshop: Workshop, folder: str, dtype: torch.dtype, batch: int) -> Contender:
-    def make() -> Callable[[], Any]:
-        module = denoiser(load_pipeline(folder, dtype=dtype)).eval()
-        halftone.set_engine(module, "torch")
-        args, kwargs = example_inputs(module, batch)
-        return lambda: module(*args, **kwargs)
-
-    return Contender(name, make)

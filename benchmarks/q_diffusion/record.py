@@ -1,21 +1,15 @@
 """The record of a row: one JSON file that says what was measured, how, on what and with which code."""
 
 import json
-import os
-import platform
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import diffusers
-
 from benchmarks.q_diffusion.plan import Row
 from benchmarks.q_diffusion.settings import Settings
-from benchmarks.records import commit, decisive, readable, recipe_digest
+from benchmarks.records import circumstances, decisive, readable, recipe_digest
 from halftone.foundation.build import plain
 from halftone.foundation.files import write_atomically
-from halftone.kernels.machine import machine
 from halftone.recipes import Recipe, load
 
 SCHEMA = 1
@@ -105,11 +99,7 @@ def write(row: Row, model: Model, settings: Settings, metrics: dict[str, Any], s
         "seeds": {"calibration": row.seed if recipe else None, "noise": settings.noise},
         "recipe": recipe,
         "budget": row.budget if recipe else None,
-        "machine": {**machine(), "diffusers": diffusers.__version__, "python": platform.python_version()},
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "commit": commit(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
+        **circumstances(seconds),
         "metrics": metrics,
     }
     file = path_of(row, settings)

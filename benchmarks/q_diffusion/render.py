@@ -202,7 +202,7 @@ def _edges(section: Section, drawn: set[str]) -> list[str]:
     words = (
         "Every recipe gives the first and the last layer 8-bit weights and 16-bit inputs (*wide*, decision 0011). "
         "*Narrow*: they have the bits of all other layers, as in the official code. *Shortcuts as well*: the shortcut convolutions "
-        "read 16-bit inputs too, a twenty-fifth of the products."
+        "read 16-bit inputs too."
     )
     return _variants("First and last layer", words, section, {"edges": "first and last layer"})
 

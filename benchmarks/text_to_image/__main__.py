@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.command import finished, say
 from benchmarks.text_to_image.settings import CACHE, DOCS, MODEL, RESULTS, SECTIONS, Settings
 from halftone.foundation.allocator import keep_freed_memory
-from halftone.foundation.errors import HalftoneError
+from halftone.foundation.progress import Progress
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,27 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Return 0; 1 where a row failed, 2 for a wrong request, 130 when interrupted."""
     chosen = _parser().parse_args(arguments)
     keep_freed_memory()
-    try:
+
+    def work(progress: Progress) -> list[str]:
         if chosen.command == "render":
             from benchmarks.text_to_image.render import render
 
             for line in render(chosen.results, chosen.docs):
-                print(line, flush=True)
-            return 0
+                say(line)
+            return []
         from benchmarks.text_to_image.run import run
-        from halftone.foundation.progress import Progress
 
-        with Progress() as progress:
-            failed = run(_settings(chosen), lambda line: print(line, flush=True), progress)
-    except HalftoneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    if failed:
-        print("failed: " + ", ".join(failed), file=sys.stderr)
-    return 1 if failed else 0
+        return run(_settings(chosen), say, progress)
+
+    return finished(work)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
-import halftone
+from benchmarks.contenders import contender
 from benchmarks.text_to_image.plan import Row
 from benchmarks.text_to_image.workshop import Workshop, pooled
-from halftone.artifact import component_sizes, load_pipeline, sizes
+from halftone.artifact import component_sizes, sizes
 from halftone.evaluate import paired
 from halftone.evaluate.alignment import alignment
-from halftone.evaluate.bench import Contender, Subject, bench
+from halftone.evaluate.bench import Subject, bench
 from halftone.evaluate.compare import pair
 from halftone.evaluate.kernel_distance import kernel_distance
 from halftone.evaluate.picture_features import Features, latent_features, squeezenet_features
 from halftone.evaluate.sample import Samples
 from halftone.foundation.build import plain
-from halftone.models.denoiser import denoiser, named_denoiser
-from halftone.models.example_inputs import example_inputs
+from halftone.models.denoiser import named_denoiser
 from halftone.nn.layers import quantized_layers
 
 _LATENCY_BATCHES = (2, 16)  # a guided picture, eight of them
@@ -87,22 +86,12 @@ def _latency(row: Row, workshop: Workshop) -> dict[str, Any]:
     found = {}
     for batch in _LATENCY_BATCHES:
         contenders = [
-            _contender("float32", workshop.folder, torch.float32, batch),
-            _contender("bfloat16", workshop.folder, torch.bfloat16, batch),
-            _contender("W4A8", folder, torch.float32, batch),
+            contender("float32", workshop.folder, torch.float32, batch),
+            contender("bfloat16", workshop.folder, torch.bfloat16, batch),
+            contender("W4A8", folder, torch.float32, batch),
         ]
         asked = subjects if batch == _LATENCY_BATCHES[0] else None
         found[str(batch)] = bench(
             contenders, asked, places, batch, workshop.settings.rounds, progress=workshop.progress
         )
     return {"bench": found}
-
-
-def _contender(name: str, folder: Path, dtype: torch.dtype, batch: int) -> Contender:
-    def make() -> Any:
-        module = denoiser(load_pipeline(folder, dtype=dtype)).eval()
-        halftone.set_engine(module, "torch")
-        args, kwargs = example_inputs(module, batch)
-        return lambda: module(*args, **kwargs)
-
-    return Contender(name, make)

@@ -1,18 +1,13 @@
 """Measure the rows that are missing, one after the other; a row is one JSON file."""
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import diffusers
-
-from benchmarks.records import commit, decisive, readable, recipe_digest
+from benchmarks.records import circumstances, decisive, readable, recipe_digest
 from benchmarks.text_to_image.measure import measure
 from benchmarks.text_to_image.pictures import moved_most
 from benchmarks.text_to_image.plan import Row, rows
@@ -22,7 +17,6 @@ from benchmarks.text_to_image.workshop import Workshop
 from halftone.foundation.errors import HalftoneError
 from halftone.foundation.files import write_atomically
 from halftone.foundation.progress import Progress
-from halftone.kernels.machine import machine
 
 SCHEMA = 1
 
@@ -89,10 +83,6 @@ def _record(row: Row, workshop: Workshop, metrics: dict[str, Any], seconds: floa
         "row": asdict(row),
         "protocol": protocol(row, workshop),
         "recipe": recipe,
-        "machine": {**machine(), "diffusers": diffusers.__version__, "python": platform.python_version()},
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "commit": commit(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
+        **circumstances(seconds),
         "metrics": metrics,
     }

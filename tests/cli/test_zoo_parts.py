@@ -7,9 +7,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
 from tests.cli.conftest import Halftone
-from tests.emoji import SMALL, write_emoji
-
-from halftone.zoo import emoji_sd, emoji_tokenizer
+from tests.emoji import write_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' schedulers
 
@@ -17,12 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # di
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``data`` and the pipeline ``base``."""
-    folder = tmp_path_factory.mktemp("parts")
-    write_emoji(folder / "data")
-    words = emoji_tokenizer.train(["red circle", "blue square"] * 3, SMALL.vocabulary, folder / "tokenizer")
-    parts = emoji_sd.autoencoder(SMALL), words, emoji_sd.text_encoder(SMALL, words), emoji_sd.unet(SMALL)
-    emoji_sd.assemble(*parts).save_pretrained(folder / "base")
-    return folder
+    return write_base(tmp_path_factory.mktemp("parts"))
 
 
 def test_the_commands_write_what_diffusers_loads(halftone: Halftone, place: Path, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from tests.emoji import SMALL, write_emoji
+from tests.emoji import SMALL, write_base
 
 from halftone.foundation.errors import ConfigError
-from halftone.zoo import emoji_controlnet, emoji_sd, emoji_style_lora, emoji_tokenizer
+from halftone.zoo import emoji_controlnet, emoji_style_lora
 from halftone.zoo.denoiser_training import Training
 from halftone.zoo.emoji_data import EmojiData, read
 
@@ -25,12 +25,7 @@ def silent(line: str) -> None:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``data`` and the pipeline ``base``."""
-    folder = tmp_path_factory.mktemp("parts")
-    write_emoji(folder / "data")
-    words = emoji_tokenizer.train(["red circle", "blue square"] * 3, SMALL.vocabulary, folder / "tokenizer")
-    parts = emoji_sd.autoencoder(SMALL), words, emoji_sd.text_encoder(SMALL, words), emoji_sd.unet(SMALL)
-    emoji_sd.assemble(*parts).save_pretrained(folder / "base")
-    return folder
+    return write_base(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

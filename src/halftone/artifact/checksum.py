@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import torch
 
+from halftone.foundation.errors import ArtifactError
+
 # As safetensors writes them, so that the file alone is enough to compute the checksum.
 DTYPES = {
     torch.float64: "F64",
@@ -32,6 +34,14 @@ def combined(lines: Mapping[str, str]) -> str:
     """Return the checksum of tensors whose lines are given by name; their order does not matter."""
     ordered = "".join(lines[name] for name in sorted(lines))
     return "sha256:" + hashlib.sha256(ordered.encode()).hexdigest()
+
+
+def check(model: str, lines: Mapping[str, str], expected: str) -> None:
+    """Raise an ArtifactError unless the lines of the tensors of ``model`` have the checksum ``expected``."""
+    found = combined(lines)
+    if found != expected:
+        fix = "The weights are damaged or belong to another config.json: get the files again."
+        raise ArtifactError(f"weights of {model}", f"checksum {expected}", found, fix)
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -11,7 +11,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
-from halftone.artifact.checksum import combined, tensor_line
+from halftone.artifact.checksum import check, tensor_line
 from halftone.artifact.numbers import check_numbers, is_exact
 from halftone.artifact.owner import Owner
 from halftone.artifact.schema import METHOD, Description, parse, to_json
@@ -89,10 +89,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: Any) -> list[str]:
         files = checkpoint_files if isinstance(checkpoint_files, list | tuple) else []
-        for file in files:
-            if isinstance(file, str | Path) and Path(file).suffix != ".safetensors":
-                raise ArtifactError(str(file), "weights in safetensors", Path(file).suffix, "Pickle is not read.")
-        self._files = Tensors(files)
+        self._files = Tensors(file for file in files if isinstance(file, str | Path))
         return loaded_keys
 
     def _stored(self, name: str, state_dict: dict[str, torch.Tensor]) -> tuple[torch.Tensor, bool]:
@@ -161,10 +158,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         missing = [name for name in model.state_dict() if name not in lines]
         if missing:
             raise ArtifactError(type(model).__name__, "every tensor to be loaded", _without(missing))
-        found, expected = combined(lines), self.quantization_config.description.checksum
-        if found != expected:
-            fix = "The weights are damaged or belong to another config.json: get the files again."
-            raise ArtifactError(f"weights of {type(model).__name__}", f"checksum {expected}", found, fix)
+        check(type(model).__name__, lines, self.quantization_config.description.checksum)
         check_numbers(model)
         self._owner = Owner(model)
         _allow_casts(model)

@@ -83,7 +83,7 @@ class RoundingQuantizer(HalftoneQuantizer):
         """Round one weight, as it is in the file, and let go of it."""
         path = param_name.removesuffix(".weight")
         layer, scheme = self._layers[path], self._schemes[path]
-        layer.hold_nearest(state_dict[param_name].float(), scheme, self._given.range)
+        layer.hold_nearest(self._stored(param_name, state_dict)[0].float(), scheme, self._given.range)
         layer.weight = nn.Parameter(layer.weight.data.to(target_device), requires_grad=False)
         for name, value in list(layer.named_buffers(recurse=False)):
             layer._buffers[name] = value.to(target_device)
@@ -91,7 +91,7 @@ class RoundingQuantizer(HalftoneQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         from halftone.artifact.structure import describe
 
-        self._layers = {}
+        self._layers, self._files = {}, None
         self.adopt(model, describe(model, self._given.recipe))
         return model
 

@@ -76,9 +76,16 @@ def _entry(path: Path, name: str, data: Any, begin: int) -> Stored:
 class Tensors:
     """The tensors of some files by name. A mapped file would stay resident beside the copies that are made of it; read so, a model
     takes its own bytes while it is loaded and no more.
+
+    Raises:
+        ArtifactError: a file that is not safetensors, or a damaged one.
     """
 
     def __init__(self, files: Iterable[str | Path]) -> None:
+        files = list(files)
+        for file in files:
+            if Path(file).suffix != ".safetensors":
+                raise ArtifactError(str(file), "weights in safetensors", Path(file).suffix, "Pickle is not read.")
         self._places = {
             name: (Path(file), stored) for file in files for name, stored in read_header(Path(file)).items()
         }

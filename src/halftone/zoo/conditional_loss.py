@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from halftone.models.fingerprint import fingerprint
 from halftone.zoo.autoencoder_training import encode
 from halftone.zoo.denoiser_training import Training, noise_prediction_loss
 from halftone.zoo.emoji_data import EmojiData, prompts
@@ -39,6 +40,15 @@ class Latents:
 def latents_of(vae: AutoencoderKL, pixels: torch.Tensor) -> Latents:
     """Return the latents of ``pixels`` ``[N, 3, S, S]`` in [-1, 1]."""
     return Latents(*encode(vae, pixels), vae.config.scaling_factor)
+
+
+def frozen(pipe: StableDiffusionPipeline, device: str) -> str:
+    """Move the networks of ``pipe`` to ``device`` and let none of them learn; return what tells its U-Net from others."""
+    told = fingerprint(pipe.unet)[:16]
+    pipe.to(device)
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.eval().requires_grad_(False)
+    return told
 
 
 def conditional_loss(

@@ -10,8 +10,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from scipy import ndimage
 
-from halftone.models.fingerprint import fingerprint
-from halftone.zoo.conditional_loss import conditional_loss, latents_of
+from halftone.zoo.conditional_loss import conditional_loss, frozen, latents_of
 from halftone.zoo.denoiser_training import Training
 from halftone.zoo.emoji_data import EmojiData
 from halftone.zoo.trainer import fit
@@ -80,10 +79,7 @@ def train(
     Raises:
         ConfigError: the checkpoint is another training's.
     """
-    base = fingerprint(pipe.unet)[:16]
-    pipe.to(device)
-    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
-        part.eval().requires_grad_(False)
+    base = frozen(pipe, device)
     pixels = data.pixels(torch.arange(len(data.emoji)))
     latents, given = latents_of(pipe.vae, pixels), masks(pixels / 2 + 0.5)
     torch.manual_seed(training.seed)

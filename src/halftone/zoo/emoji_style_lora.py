@@ -10,8 +10,7 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from halftone.foundation.errors import ConfigError
-from halftone.models.fingerprint import fingerprint
-from halftone.zoo.conditional_loss import conditional_loss, latents_of
+from halftone.zoo.conditional_loss import conditional_loss, frozen, latents_of
 from halftone.zoo.denoiser_training import Training
 from halftone.zoo.emoji_data import EmojiData
 from halftone.zoo.trainer import fit
@@ -90,10 +89,7 @@ def train(
     except ImportError as error:
         raise ConfigError(f"zoo:{NAME}", "PEFT", "none", "pip install halftone[lora]") from error
 
-    base = fingerprint(pipe.unet)[:16]
-    pipe.to(device)
-    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
-        part.eval().requires_grad_(False)
+    base = frozen(pipe, device)
     latents = latents_of(pipe.vae, printed(data.pixels(torch.arange(len(data.emoji)))))
     torch.manual_seed(training.seed)
     pipe.unet.add_adapter(LoraConfig(r=training.rank, lora_alpha=training.rank, target_modules=_TARGETS), "style")

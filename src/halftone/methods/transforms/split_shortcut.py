@@ -11,11 +11,10 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.bounds import at_least
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job
+from halftone.methods.look import BATCH, look_at_inputs
 from halftone.models.policy import Plan
 from halftone.models.quant_model import QuantModel
 from halftone.quant.bimodality import bimodality
-
-_BATCH = 16  # samples a forward
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class SplitShortcut(AbstractMethod):
 
     def effort(self, job: Job) -> Effort:
         samples = min(self.samples, job.samples)
-        return Effort(job.forward().over(samples, _BATCH), 0, min(_BATCH, samples) * job.largest_bytes())
+        return Effort(job.forward().over(samples, BATCH), 0, min(BATCH, samples) * job.largest_bytes())
 
 
 def observe_parts(
@@ -86,22 +85,13 @@ def observe_parts(
     """Return ``[parts, 2]`` smallest and largest input values of each part of each layer, over ``samples`` spread evenly."""
     found = {path: torch.zeros(len(parts), 2) for path, parts in layers.items()}
 
-    def look(path: str, parts: tuple[int, ...]) -> Callable:
-        def hook(module: torch.nn.Module, args: tuple) -> None:
-            dim = 1 if args[0].ndim == 4 else -1
-            for row, part in zip(found[path], args[0].float().split(list(parts), dim=dim), strict=True):
+    def looker(path: str, parts: tuple[int, ...]) -> Callable[[torch.Tensor], None]:
+        def look(x: torch.Tensor) -> None:
+            dim = 1 if x.ndim == 4 else -1
+            for row, part in zip(found[path], x.split(list(parts), dim=dim), strict=True):
                 row[0], row[1] = min(row[0], part.amin()), max(row[1], part.amax())
 
-        return hook
+        return look
 
-    hooks = [model.layer(path).register_forward_pre_hook(look(path, parts)) for path, parts in layers.items()]
-    index = torch.linspace(0, len(data) - 1, min(samples, len(data))).long()
-    try:
-        with torch.no_grad(), model.in_float():
-            for chunk in index.split(_BATCH):
-                args, kwargs = data.rows(chunk)
-                model.module(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    look_at_inputs(model, data, {path: looker(path, parts) for path, parts in layers.items()}, samples)
     return found

@@ -12,10 +12,10 @@ from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.bounds import at_least
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job
+from halftone.methods.look import BATCH, look_at_inputs
 from halftone.models.quant_model import QuantModel
 from halftone.nn import AttentionOperands, QuantLinear
 
-_BATCH = 16  # samples a forward
 _OPERANDS = ("k", "v")  # an attention's operands that have a row for each text token
 
 
@@ -70,7 +70,7 @@ class TokenSinks(AbstractMethod):
 
     def effort(self, job: Job) -> Effort:
         samples = min(self.samples, job.samples)
-        return Effort(job.forward().over(samples, _BATCH), 0, min(_BATCH, samples) * job.largest_bytes())
+        return Effort(job.forward().over(samples, BATCH), 0, min(BATCH, samples) * job.largest_bytes())
 
     def _layers(self, model: QuantModel) -> list[str]:
         """Return the linears with quantized inputs that read text tokens."""
@@ -117,24 +117,13 @@ def extremes(model: QuantModel, data: Trajectory, paths: list[str], samples: int
     """Return ``PATH.low`` and ``PATH.high`` ``[tokens, channels]`` of each layer's inputs, over ``samples`` spread evenly."""
     found: dict[str, torch.Tensor] = {}
 
-    def look(path: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
-            x = args[0].float()
-            for name, side in (("low", x.amin(0)), ("high", x.amax(0))):
-                pick = torch.minimum if name == "low" else torch.maximum
+    def looker(path: str) -> Callable[[torch.Tensor], None]:
+        def look(x: torch.Tensor) -> None:
+            for name, side, pick in (("low", x.amin(0), torch.minimum), ("high", x.amax(0), torch.maximum)):
                 key = f"{path}.{name}"
                 found[key] = pick(found[key], side) if key in found else side
 
-        return hook
+        return look
 
-    hooks = [model.layer(path).register_forward_pre_hook(look(path)) for path in paths]
-    index = torch.linspace(0, len(data) - 1, min(samples, len(data))).long()
-    try:
-        with torch.no_grad(), model.in_float():
-            for chunk in index.split(_BATCH):
-                args, kwargs = data.rows(chunk)
-                model.module(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    look_at_inputs(model, data, {path: looker(path) for path in paths}, samples)
     return found
