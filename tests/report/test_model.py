@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from diffusers import UNet2DModel
+from diffusers import DiffusionPipeline, UNet2DModel
+from tests.emoji import write_base
+from tests.report.conftest import put
 from tests.tiny import NO_ATTENTION, pipeline, tiny_unet
 
 import halftone
 from halftone.evaluate.bench import disk_bytes
+from halftone.report.card import card
 from halftone.report.layers import read_model
 from halftone.report.page import write_report
 from halftone.report.pieces import read_pieces
@@ -43,3 +46,30 @@ def test_a_real_model_makes_a_page(folder: Path, tmp_path: Path) -> None:
     write_report(folder, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "W4A8" in page and "resnet.conv1" in page
+
+
+def test_the_denoiser_is_told_from_other_quantized_components(tmp_path: Path) -> None:
+    # "text_encoder" comes before "unet" in the alphabet: the page once showed its tensors as the denoiser's.
+    write_base(tmp_path)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "base")
+    words = {"prompt": ["red circle", "blue square"]}
+    result = halftone.quantize(pipe, "rtn-w4a32", steps=2, budget="demo", each=words)
+    halftone.quantize(pipe, "rtn-w8a32", steps=2, budget="demo", each=words, component="text_encoder")
+    pipe.save_pretrained(tmp_path / "out")
+    put(tmp_path / "out", {"quantize": result.report}, samples=False)
+    pieces = read_pieces(tmp_path / "out")
+    model = read_model(pieces)
+    assert [(part.name, part.bits) for part in model.parts if part.bits != "float"] == [
+        ("text_encoder", "W8"),
+        ("unet", "W4"),
+    ]
+    assert all(layer.bytes for layer in model.layers)
+    for part in model.parts:
+        weights = pipe.components[part.name]
+        assert part.sizes.total == sum(
+            tensor.numel() * tensor.element_size() for tensor in weights.state_dict().values()
+        )
+    table = card(pieces).split("## Size")[1].split("##")[0]
+    assert "| `text_encoder` | W8" in table and "| `vae`" in table
+    write_report(tmp_path / "out", tmp_path / "page.html")
+    assert "The whole pipeline" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -152,8 +152,25 @@ def _size(model: Model) -> str:
     total, elements = model.sizes.total, model.sizes.elements
     return (
         f"The denoiser has {total / 1e6:.2f} MB of tensors on disk; {4 * elements / 1e6:.2f} MB in float32, "
-        f"{2 * elements / 1e6:.2f} MB in bfloat16."
+        f"{2 * elements / 1e6:.2f} MB in bfloat16." + _parts(model)
     )
+
+
+def _parts(model: Model) -> str:
+    """Return a table of the pipeline's networks; "" where the denoiser is the only one."""
+    if len(model.parts) < 2:
+        return ""
+    rows = [
+        {
+            "name": f"`{part.name}`",
+            "bits": part.bits,
+            "disk": f"{part.sizes.total / 1e6:.2f}",
+            "float": f"{4 * part.sizes.elements / 1e6:.2f}",
+        }
+        for part in model.parts
+    ]
+    columns = {"name": "component", "bits": "format", "disk": "MB on disk", "float": "MB in float32"}
+    return "\n\n" + table(rows, columns)
 
 
 def _calibration(pieces: Pieces) -> str:

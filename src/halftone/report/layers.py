@@ -1,12 +1,9 @@
 """What each layer became: joined from the quantization's record, the artifact and the inspection."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from halftone.artifact.folder import read_json
-from halftone.artifact.schema import METHOD, Description, parse
-from halftone.artifact.weights_file import Stored, read_header
+from halftone.report.parts import Part, Sizes, read_parts, widths
 from halftone.report.pieces import Pieces, mapping, number
 
 
@@ -41,21 +38,7 @@ class Layer:
             return "float"
         if self.weight_bits is None:
             return ""
-        return f"W{self.weight_bits}" + (f"A{self.input_bits}" if self.input_bits else "")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of the denoiser's tensors on disk by purpose, and of the same weights in float."""
-
-    codes: int
-    scales: int
-    floats: int
-    elements: int
-
-    @property
-    def total(self) -> int:
-        return self.codes + self.scales + self.floats
+        return widths(self.weight_bits, self.input_bits)
 
 
 @dataclass(frozen=True)
@@ -64,12 +47,14 @@ class Model:
 
     Attributes:
         sizes: None when the folder holds only records.
+        parts: every network of the pipeline, the denoiser among them.
         left_float: what the recipe could not quantize, in sentences.
     """
 
     layers: list[Layer]
     sizes: Sizes | None
     left_float: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     @property
     def bits(self) -> str:
@@ -84,10 +69,11 @@ def read_model(pieces: Pieces) -> Model:
     Raises:
         ArtifactError: the artifact is damaged.
     """
-    description, tensors = _artifact(pieces.folder)
+    denoiser, parts = read_parts(pieces.folder)
+    description = denoiser.description if denoiser else None
     schemes = dict(description.schemes) if description else {}
     spent: dict[str, int] = {}
-    for name, stored in tensors.items():
+    for name, stored in denoiser.tensors.items() if denoiser else ():
         owner = name.rpartition(".")[0]
         spent[owner] = spent.get(owner, 0) + stored.size
     inspected = inspected_layers(pieces.inspection)
@@ -111,39 +97,7 @@ def read_model(pieces: Pieces) -> Model:
         )
     said = (description.notes if description else pieces.quantize).get("left_float")
     left_float = tuple(map(str, said)) if isinstance(said, list) else ()
-    return Model(layers, _sizes(description, tensors) if description else None, left_float)
-
-
-def _artifact(folder: Path) -> tuple[Description | None, dict[str, Stored]]:
-    """Return the description and the tensors of the folder's Halftone component, or nothing."""
-    for file in sorted(folder.glob("*/config.json")):
-        config = read_json(file)
-        if mapping(config, "quantization_config").get("quant_method") != METHOD:
-            continue
-        tensors: dict[str, Stored] = {}
-        for weights in sorted(file.parent.glob("*.safetensors")):
-            tensors |= read_header(weights)
-        return parse(config["quantization_config"]), tensors
-    return None, {}
-
-
-def _sizes(description: Description, tensors: dict[str, Stored]) -> Sizes:
-    codes = scales = floats = elements = 0
-    for name, stored in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        if leaf == "weight" and owner in description.schemes:
-            codes += stored.size
-            # A row is padded to whole bytes, so this can be a few weights too many.
-            elements += stored.size * 8 // description.schemes[owner].weight.bits
-        elif leaf.endswith(("_scale", "_zero_point")):
-            scales += stored.size
-        else:
-            floats += stored.size
-            count = 1
-            for length in stored.shape:
-                count *= length
-            elements += count
-    return Sizes(codes, scales, floats, elements)
+    return Model(layers, denoiser.sizes if denoiser else None, left_float, tuple(parts))
 
 
 def inspected_layers(inspection: dict[str, Any]) -> dict[str, dict[str, Any]]:

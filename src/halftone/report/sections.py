@@ -160,7 +160,7 @@ def _distribution_rows(record: dict[str, Any]) -> Iterator[list[Any]]:
 def cost(pieces: Pieces, model: Model) -> Markup:
     """Return the tables of size, latency and memory."""
     lead = "Bytes are counted on disk. Times were taken in one run, the contenders taking turns."
-    content: list[Any] = [tag("h3", "Size of the denoiser"), _size_table(model)]
+    content: list[Any] = [tag("h3", "Size of the denoiser"), _size_table(model), *_pipeline_table(model)]
     content.append(tag("h3", "Latency and memory of a denoiser call"))
     rows = bench_rows(pieces)
     if not rows:
@@ -215,3 +215,17 @@ def _size_table(model: Model) -> Markup:
     return table(
         [Column("tensors"), Column("bytes", True), Column("smaller", True), Column("what")], rows, name="sizes"
     )
+
+
+def _pipeline_table(model: Model) -> list[Markup]:
+    """Return a heading and a table of the pipeline's networks; nothing where the denoiser is the only one."""
+    if len(model.parts) < 2:
+        return []
+    rows = [
+        [tag("code", part.name), part.kind, part.bits, megabytes(part.sizes.total), megabytes(4 * part.sizes.elements)]
+        for part in model.parts
+    ]
+    whole = sum(part.sizes.total for part in model.parts), sum(4 * part.sizes.elements for part in model.parts)
+    rows.append(["all", None, None, *map(megabytes, whole)])
+    columns = [Column("component"), Column("class"), Column("format"), Column("on disk", True), Column("in fp32", True)]
+    return [tag("h3", "The whole pipeline"), table(columns, rows, name="sizes")]
