@@ -13,6 +13,7 @@ from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.progress import Progress
 from halftone.methods.contract import Run
+from halftone.models.controlnets import refuse_unfit_controlnets
 from halftone.recipes import Quantized, Recipe, load, run_recipe
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def quantize(
         ConfigError, MatchError, CalibrationError: see :mod:`halftone.foundation.errors`.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load(recipe, budget, list(overrides))
+    refuse_unfit_controlnets(pipe)
     run = Run(
         seed=seed,
         work=Path(work) if work else None,

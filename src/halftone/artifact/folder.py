@@ -97,7 +97,12 @@ def _method(file: Path, config: dict[str, Any]) -> str | None:
 
 
 def _check_component(folder: Path, config: dict[str, Any]) -> Description:
-    description = parse(config["quantization_config"])
+    try:
+        description = parse(config["quantization_config"])
+    except ArtifactError as error:
+        # Which of a pipeline's components: two may come from different versions.
+        where = f"{folder / 'config.json'}: {error.where}"
+        raise ArtifactError(where, error.expected, error.got, error.fix) from error
     # transformers does not write a class's name so.
     tensors = _check_weights(folder, _WEIGHTS if "_class_name" in config else _TRANSFORMERS_WEIGHTS)
     for path in description.schemes:

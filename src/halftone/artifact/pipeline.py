@@ -10,6 +10,7 @@ from halftone.artifact.folder import INDEX, check_folder
 from halftone.artifact.registration import register
 from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError, OutputError
 from halftone.foundation.files import check_output, staged_folder, write_atomically
+from halftone.models.controlnets import refuse_unfit_controlnets
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,7 +29,7 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> "DiffusionPipeline":
         kwargs: for ``from_pretrained``.
 
     Raises:
-        ConfigError: no such folder or model, or not a pipeline.
+        ConfigError: no such folder or model, not a pipeline, or one whose ControlNet was made for another denoiser.
         ArtifactError: a Halftone artifact that is damaged, foreign, newer than this program, or unsafe.
     """
     register()
@@ -57,12 +58,14 @@ def _load(source: str, failure: type[HalftoneError], expected: str, kwargs: dict
     if "dtype" in kwargs and not hasattr(pipeline_utils, "_resolve_dtype"):
         kwargs["torch_dtype"] = kwargs.pop("dtype")  # the older name
     try:
-        return DiffusionPipeline.from_pretrained(source, **kwargs)
+        pipe = DiffusionPipeline.from_pretrained(source, **kwargs)
     except HalftoneError:
         raise
     except Exception as error:  # whatever diffusers, the hub client or a component's library raises
         lines = str(error).strip().splitlines() or [""]
         raise failure(source, expected, f"{type(error).__name__}: {lines[0][:300]}") from error
+    refuse_unfit_controlnets(pipe)
+    return pipe
 
 
 def save_pipeline(

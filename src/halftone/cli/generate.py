@@ -26,7 +26,20 @@ def command(
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of pictures.")] = 16,
     prompt: Annotated[str | None, typer.Option(help="Text, for pipelines that take one.")] = None,
     prompts: Prompts = None,
+    negative: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What guidance leads away from, for pipelines that take a prompt."),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0.0, help="Guidance scale; the pipeline's own by default, 1 turns it off.")
+    ] = None,
     label: Annotated[int | None, typer.Option(help="Class number, for pipelines that take one.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH[=SCALE]", help="LoRA adapter, a file or a folder; repeatable. Quantized layers take them too."
+        ),
+    ] = None,
     steps: Steps = 50,
     seed: Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time; does not change them.")] = 16,
@@ -44,6 +57,7 @@ def command(
       halftone generate out -n 16 --seed 7 -o quantized.png
       halftone generate zoo:fashion-unet -n 16 --seed 7 -o float.png
       halftone generate my-model --prompt "a lighthouse at dusk" --engine simulate -o lighthouse.png
+      halftone generate out --prompts captions.txt --guidance 5 --negative blurry --lora style.safetensors=0.8 -o styled.png
     """
     if output.suffix.lower() != ".png":
         raise ConfigError(f"-o {output}", "a name that ends in .png", output.suffix or "no ending")
@@ -54,14 +68,17 @@ def command(
     with working() as progress:
         import io
 
-        from halftone.cli.models import conditions, open_model, use_engine
+        from halftone.cli.adapters import use_loras
+        from halftone.cli.models import conditions, open_model, options, use_engine
         from halftone.evaluate.sample import sample
         from halftone.foundation.files import write_atomically
 
         pipe = open_model(model, device=device)
         use_engine(pipe, engine)
         each = conditions(pipe, count, texts, label)
-        drawn = sample(pipe, count, steps, seed, batch, progress, each)
+        call = options(pipe, negative_prompt=negative, guidance_scale=guidance)
+        use_loras(pipe, lora or [])
+        drawn = sample(pipe, count, steps, seed, batch, progress, each, **call)
         picture = grid(drawn.images, [str(text) for text in each.get("prompt", [])])
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")

@@ -124,6 +124,19 @@ def conditions(
     return {"class_labels": [n * classes // count for n in range(count)]}
 
 
+def options(pipe: "DiffusionPipeline", **wanted: Any) -> dict[str, Any]:
+    """Return those arguments of a pipeline call that are not None.
+
+    Raises:
+        ConfigError: the pipeline does not take one of them.
+    """
+    given = {name: value for name, value in wanted.items() if value is not None}
+    for name, value in given.items():
+        if not takes(pipe, name):
+            raise ConfigError(name, f"a pipeline that takes it, for {value!r}", type(pipe).__name__, "Leave it out.")
+    return given
+
+
 def _classes(pipe: "DiffusionPipeline") -> int | None:
     """Return the number of classes that a class-conditional denoiser knows, None where its config does not say."""
     from halftone.models.denoiser import denoiser
