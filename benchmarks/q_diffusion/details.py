@@ -1,5 +1,6 @@
 """Tables beside the figures: the error along the trajectory at a few calls, the range of every layer's input."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,26 @@ def trajectory_table(section: Section) -> list[str]:
 def movement(layer: dict[str, Any]) -> float:
     """Return how many times the narrowest span of a layer's input, between two quantiles, the widest of all calls is."""
     spans = [high - low for high, low in zip(layer["high"], layer["low"], strict=True)]
+    return max(spans) / max(min(spans), 1e-9)
+
+
+def drift(layers: Iterable[dict[str, Any]]) -> tuple[float, float]:
+    """Return by what share the span of a layer's input changes from a call to the next, and to calls at least half a trajectory
+    away: of the median layer.
+    """
+    near, far = [], []
+    for layer in layers:
+        spans = np.log(np.maximum(np.asarray(layer["high"]) - np.asarray(layer["low"]), 1e-9))
+        apart = np.abs(np.subtract.outer(np.arange(len(spans)), np.arange(len(spans))))
+        changes = np.abs(np.subtract.outer(spans, spans))
+        near.append(changes[apart == 1].mean())
+        far.append(changes[apart >= len(spans) // 2].mean())
+    return float(np.expm1(np.median(near))), float(np.expm1(np.median(far)))
+
+
+def widest(parts: list[dict[str, Any]]) -> float:
+    """Return how many times wider the widest part of a shortcut's input is than the narrowest, over all calls."""
+    spans = [max(part["maximum"]) - min(part["minimum"]) for part in parts]
     return max(spans) / max(min(spans), 1e-9)
 
 

@@ -172,6 +172,11 @@ def _timesteps(settings: Settings) -> Iterator[Row]:
         overrides = (f"calibration.samples={count}",)
         name = f"w4a8-uniform-{count}"
         yield _row(settings, "timesteps", name, "quality", "q-diffusion-w4a8", overrides=overrides, labels=labels)
+    # Whether it is the last step that asks for so many; with the budget's own it stands in the ablation.
+    labels = {"bits": "w4a8", "select": "uniform", "samples": "1024", "without": "network"}
+    overrides, recipe = ("calibration.samples=1024",), "q-diffusion-w4a8-no-network"
+    name = "w4a8-without-network-1024"
+    yield _row(settings, "timesteps", name, "quality", recipe, overrides=overrides, labels=labels)
 
 
 CALIBRATIONS = ("uniform", "first-tenth")
@@ -277,3 +282,10 @@ def _samplers(settings: Settings) -> Iterator[Row]:
                 calibrated_for=calibrated,
                 sampler=sampler,
             )
+    for calibrated in (
+        "ddim",
+        "dpm",
+    ):  # whether it is the step over the whole network that makes weights one sampler's own
+        name, labels = f"gptq-w4a32-{calibrated}-to-dpm", {"bits": "w4a32", "method": "gptq"}
+        how = {"calibrated_for": calibrated, "sampler": "dpm"}
+        yield _row(settings, "samplers", name, "quality", "gptq-w4a32", labels=labels, **how)

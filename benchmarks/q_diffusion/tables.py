@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.markdown import bench_table, interval, table
+from benchmarks.q_diffusion import reasons
 from benchmarks.q_diffusion.plan import (
     ACTIVATIONS,
     CALIBRATIONS,
@@ -264,9 +265,16 @@ def samplers(section: Section) -> list[str]:
         steps = row.protocol["steps"]
         sampled = {"ddim": "DDIM", "dpm": "DPM-Solver++"}[row.protocol["sampler"]]
         calibrated = {"ddim": "DDIM", "dpm": "DPM-Solver++"}.get(row.protocol.get("calibrated_for", ""), "-")
-        labels = {**row.labels, "calibrated": calibrated, "sampled": f"{sampled}, {steps} steps"}
+        labels = {
+            "method": "q-diffusion" if row.data["recipe"] else "float",
+            **row.labels,
+            "calibrated": calibrated,
+            "sampled": f"{sampled}, {steps} steps",
+        }
         listed[name] = Result({**row.data, "labels": labels})
-    return quality(listed, {"bits": "bits", "calibrated": "calibrated for", "sampled": "sampled with"})
+    return quality(
+        listed, {"method": "model", "bits": "bits", "calibrated": "calibrated for", "sampled": "sampled with"}
+    )
 
 
 def shortcuts(section: Section) -> list[str]:
@@ -276,12 +284,12 @@ def shortcuts(section: Section) -> list[str]:
     for path, facts in (row.metrics["ranges"]["concatenations"] if row else {}).items():
         spans = [f"{min(part['minimum']):.1f} to {max(part['maximum']):.1f}" for part in facts["parts"]]
         channels = " + ".join(str(each) for each in facts["channels"])
-        body.append([f"`{path}`", channels, *spans[:2], f"{facts['bimodality']:.2f}"])
-    return (
-        table(["layer", "channels", "range of the deep part", "range of the skip", "bimodality, dB"], body)
-        if body
-        else []
-    )
+        times = reasons.own_scales(row, path, facts["channels"]) if row else None
+        body.append(
+            [f"`{path}`", channels, *spans[:2], f"{facts['bimodality']:.2f}", "-" if times is None else f"{times:.1f}"]
+        )
+    head = ["layer", "channels", "range of the deep part", "range of the skip", "bimodality, dB", "own scales, ×"]
+    return table(head, body) if body else []
 
 
 def timed_names(section: Section) -> list[str]:

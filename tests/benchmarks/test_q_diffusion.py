@@ -156,7 +156,7 @@ def test_verdicts_come_from_the_numbers() -> None:
         "none": _row(noise * 2, bits="w4a8", **{**full, "split": "none"}),
         "tenth": _row(noise * 1.001, bits="w4a8", **{**full, "calibration": "first-tenth"}),
     }
-    by_claim = {found.claim: found for found in findings.ablation(rows)}
+    by_claim = {found.claim: found for found in findings.ablation({"ablation": rows})}
     verdicts = {("split" in claim): found.verdict for claim, found in by_claim.items()}
     assert verdicts == {True: findings.SHOWS, False: findings.NOT}
     assert change(rows["none"], rows["full"]).value == pytest.approx(1.0)
