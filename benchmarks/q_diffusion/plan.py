@@ -188,6 +188,8 @@ WHOLE = "nothing"  # what the whole method is without
 # What the whole method is measured without: recipes of the library, then overrides.
 _REMOVED = {
     "network": "no-network",
+    "influence": "no-influence",
+    "judging": "no-judging",
     "ranges by the output": "no-ranges",
     "block reconstruction and GPTQ": "no-reconstruction",
     "GPTQ": "no-gptq",
@@ -199,13 +201,8 @@ _REMOVED = {
     "network, but with learned steps": "learned-steps",
     "anything not in the paper": "published",
 }
-_EQUAL, _UNJUDGED = "calibration.influence=0", "steps.reconstruct.judged_on=0"
-_CHANGED = {
-    # A second GPTQ finds what the first one found.
-    "block reconstruction": ("steps.reconstruct={method: rounding/gptq}",),
-    "influence": (_EQUAL,),
-    "judging": (_UNJUDGED,),
-}
+# As q-diffusion-w4a8-no-blocks: a second GPTQ finds what the first one found.
+_CHANGED = {"block reconstruction": ("steps.reconstruct={method: rounding/gptq}",)}
 
 
 def _ablation(settings: Settings) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,7 +102,8 @@ def test_the_page_on_kernels(install: Install, conformance: Suite) -> None:
     suite.test_equals_the_reference("plain_integer")
     suite.test_low_precision_inputs_differ_by_their_own_precision("plain_integer", torch.bfloat16)
     suite.test_a_sample_does_not_depend_on_its_neighbours("plain_integer")
-    suite.test_refusals_of_what_no_kernel_should_touch_are_sentences("plain_integer")
+    suite.test_another_device_is_refused_in_a_sentence("plain_integer")
+    suite.test_another_padding_is_refused_or_right("plain_integer")
     pipe = pipeline(tiny_unet())
     halftone.quantize(pipe, "rtn-w8a8", steps=2, overrides=SMALL)
     set_engine(pipe.unet, "plain")
@@ -174,8 +175,24 @@ def test_the_lines_of_the_page_on_artifacts(small: Path) -> None:
     assert described(DDIMPipeline.from_pretrained("copy").unet) is not None
 
 
+def examples_of_help() -> list[tuple[str, list[str]]]:
+    """Return the examples in the help texts of all commands."""
+
+    def texts(name: str, command: Any) -> Iterator[tuple[str, str]]:
+        yield name, command.help or ""
+        for sub, each in getattr(command, "commands", {}).items():
+            yield from texts(f"{name} {sub}", each)
+
+    everything = texts("halftone", typer.main.get_command(app.app))
+    lines = [(name, line.strip()) for name, text in everything for line in text.split("\n")]
+    found = [(name, line.partition(" > ")[0]) for name, line in lines if re.match(r"halftone \w+ \S", line)]
+    return [(f"help of {name}", shlex.split(line)) for name, line in found]
+
+
 @pytest.mark.parametrize(
-    ("page", "line"), [(page.name, line) for page in PAGES for line in commands(page)], ids=lambda value: str(value)
+    ("page", "line"),
+    [*((page.name, line) for page in PAGES for line in commands(page)), *examples_of_help()],
+    ids=lambda value: str(value),
 )
 def test_commands_parse(page: str, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -186,6 +203,11 @@ def test_commands_parse(page: str, line: list[str], tmp_path: Path, monkeypatch:
         command = command.commands[words.pop(0)]
     assert command.name != "halftone", f"no such command: {line[1]}"
     command.make_context("halftone", words)
+
+
+def test_every_command_has_examples() -> None:
+    named = {name.split()[3] for name, _ in examples_of_help()}
+    assert named >= {"quantize", "generate", "evaluate", "bench", "inspect", "report", "recipes", "zoo"}
 
 
 def test_every_page_has_its_commands() -> None:

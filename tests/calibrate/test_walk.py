@@ -4,6 +4,7 @@ Reference throughout: plain forward hooks on the float model, and on the model a
 """
 
 import copy
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,43 @@ def test_a_spilled_tensor_leaves_no_file_behind(tmp_path: Path) -> None:
     held = [kept.keep(torch.full((3000,), float(i))) for i in range(5)]
     assert list((tmp_path / "spill").iterdir()) == []
     assert [float(h.mean()) for h in held] == [0, 1, 2, 3, 4]
+
+
+def test_no_unit_runs_more_than_twice_a_batch(
+    unet: UNet2DModel, opened: Callable[..., QuantModel], data: Trajectory, tmp_path: Path
+) -> None:
+    """Once in float and once on quantized inputs: a walk that ran the prefix again for each unit would run the first ones most."""
+    model = opened(unet)
+    walk = Walk(model, data, 5, store(tmp_path))  # two batches
+    counted: dict[str, int] = {}
+
+    def count(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            counted[path] = counted.get(path, 0) + 1
+
+        return hook
+
+    handles = [model.layer(path).register_forward_hook(count(path)) for path in model.plan.quantized()]
+    for unit in walk:
+        round_layers(model, unit)
+    for handle in handles:
+        handle.remove()
+    assert len(counted) == len(model.plan.quantized())
+    assert max(counted.values()) <= 2 * 2, {path: n for path, n in counted.items() if n > 4}
+
+
+def test_a_disk_that_is_full_is_an_error_and_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place is taken before the file is mapped: to write into a hole for which there is no room kills the process."""
+    spilling, big = store(tmp_path, memory=1), torch.ones(10_000)
+    seen: list[int] = []
+
+    def full(file: int, offset: int, length: int) -> None:
+        seen.append(length)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", full)
+        with pytest.raises(OSError, match="No space left"):
+            spilling.keep(big)
+    assert seen == [40_000] and list(tmp_path.iterdir()) == [] and spilling.spilled == 0
+    assert torch.equal(spilling.keep(big), big) and spilling.spilled == 40_000

@@ -222,22 +222,27 @@ def test_a_quantized_model_is_not_quantized_again(halftone: Halftone, quantized:
     refused(halftone, ["a float denoiser"], "quantize", quantized, *QUICK, "-o", tmp_path / "out")
 
 
-@pytest.mark.parametrize("when", ["memo", "save"])
+@pytest.mark.parametrize("when", ["trajectory", "memo", "spill", "save"])
 def test_a_full_disk(
     halftone: Halftone, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    how = ("--recipe", "gptq-w4a8", "--budget", "demo", *QUICK[2:], "--memory", "1kB", "-o", tmp_path / "out")
     with monkeypatch.context() as patch:
-        if when == "memo":
+        if when == "trajectory":
             patch.setattr("halftone.calibrate.trajectory.save_file", full)
+        elif when == "memo":
+            patch.setattr("halftone.methods.contract.save_file", full)
+        elif when == "spill":
+            patch.setattr("os.posix_fallocate", full)
         else:
             patch.setattr(DDIMPipeline, "save_pretrained", full)
         words = ["room on the disk", "--resume"]
-        refused(halftone, words, "quantize", model, *QUICK, "-o", tmp_path / "out")
+        refused(halftone, words, "quantize", model, *how)
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
-    done = halftone("quantize", model, *QUICK, "-o", tmp_path / "out", "--resume")
+    done = halftone("quantize", model, *how, "--resume")
     assert done.code == 0, done.err
 
 

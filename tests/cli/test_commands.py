@@ -12,6 +12,7 @@ from PIL import Image
 from tests.tiny import pipeline, tiny_unet
 
 from halftone.foundation.errors import ConfigError
+from halftone.models import roles
 from halftone.recipes import load
 from halftone.zoo import catalog
 
@@ -161,6 +162,7 @@ def test_inspect_tells_each_layer(halftone: Halftone, artifact: Path) -> None:
     assert json.loads((artifact / "halftone/inspection.json").read_text()) == found
     shown = halftone("inspect", artifact, "--engine", "simulate")
     assert shown.code == 0 and "Attention operands, simulated" in shown.out and "reference" in shown.out
+    assert "?" not in shown.out, "this architecture has a table"
     assert json.loads((artifact / "halftone/inspection.json").read_text()) == found
 
 
@@ -204,3 +206,12 @@ def test_report(halftone: Halftone, artifact: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "<html" in (tmp_path / "page.html").read_text()
     assert halftone("report", artifact, "-o", tmp_path / "page.html").code == 2
+
+
+def test_inspect_marks_roles_that_were_inferred(
+    halftone: Halftone, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "table_of", lambda name: None)
+    done = halftone("inspect", model)
+    assert done.code == 0
+    assert "conv_in?" in done.out and "resnet.conv1?" in done.out

@@ -3,10 +3,23 @@
 import json
 
 import pytest
+import torch
+from tests.artifact.conftest import INPUT, WEIGHT, hold
+from torch import nn
 
 from halftone.foundation.errors import ConfigError, KernelError
 from halftone.kernels.library import onednn_int8
-from halftone.kernels.machine import machine, machine_report, require, unavailable
+from halftone.kernels.machine import (
+    SimulatedWarning,
+    machine,
+    machine_report,
+    require,
+    tell_simulated,
+    unavailable,
+)
+from halftone.models.surgery import replace_layers
+from halftone.nn import Scheme
+from halftone.nn.layers import set_engine
 
 
 def test_report_is_json_and_names_every_engine() -> None:
@@ -36,3 +49,23 @@ def test_an_engine_that_lacks_its_operators(monkeypatch: pytest.MonkeyPatch) -> 
 def test_unknown_engine() -> None:
     with pytest.raises(ConfigError, match="simulate"):
         require("simulated")
+
+
+def test_a_fallback_that_nobody_asked_for_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_simulated.cache_clear()
+    x, odd = torch.randn(2, 8), torch.randn(2, 8)
+    network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    replace_layers(network, ["0", "1"])
+    for layer in network:
+        hold(layer, Scheme(WEIGHT, INPUT))
+    network(x)  # this machine has kernels: nothing to tell, which the suite's "error" filter checks
+    tell_simulated.cache_clear()
+    monkeypatch.setattr(onednn_int8, "missing", lambda: "this PyTorch is built without oneDNN")
+    set_engine(network, "simulate")
+    network(x)  # asked for
+    set_engine(network, "auto")
+    with pytest.warns(SimulatedWarning, match="onednn_int8: this PyTorch is built without oneDNN.*simulated") as told:
+        network(x)
+        network(odd)
+    assert len(told) == 1
+    tell_simulated.cache_clear()

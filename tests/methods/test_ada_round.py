@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import QUANTIZED, Walk
@@ -24,7 +25,9 @@ from halftone.methods.output_error import DENOISER, OutputError
 from halftone.methods.reconstruct import ada_round
 from halftone.methods.reconstruct.ada_round import AdaRound, SoftRounding
 from halftone.methods.rounding.nearest import Nearest
+from halftone.models.policy import Rule, make_plan
 from halftone.models.quant_model import QuantModel
+from halftone.models.roles import Architecture, Role
 from halftone.quant import QuantSpec
 from halftone.quant.weights import weight_affine
 
@@ -263,6 +266,39 @@ def test_the_balance_of_losses_does_not_depend_on_the_size_of_activations(
         AdaRound(iterations=60, batch=16, lr=0.03, regularization=1.0, walk_batch=16).apply(model, data, run)
         codes.append(model.layer("layer").codes())
     assert torch.equal(*codes)
+
+
+def test_the_balance_of_losses_does_not_depend_on_the_layout(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run
+) -> None:
+    """A linear on tokens and the 1x1 convolution that it is on pixels learn the same codes."""
+    weight = joining().originals["layer"]
+    tokens = vectors.args[0].view(16, 4, 12)
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 8, bias=False)
+
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            return self.layer(sample)
+
+    class Pixels(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(12, 8, 1, bias=False)  # type: ignore[assignment]
+
+    found = []
+    for module, sample in ((Linear(), tokens), (Pixels(), tokens.transpose(1, 2).unsqueeze(-1).contiguous())):
+        module.layer.weight.data = weight.clone().view(module.layer.weight.shape)
+        roles = Architecture({"layer": Role("layer", "body", False)}, frozenset())
+        rules = (Rule("*", weight=QuantSpec("uint4", "channel")),)
+        model = QuantModel.open(module, roles, make_plan(module, roles, rules))
+        data = Trajectory((sample,), {}, torch.arange(16) // 2, {})
+        Nearest("min_max").apply(model, data, run)
+        AdaRound(iterations=100, batch=8, lr=0.03, regularization=1.0, walk_batch=8).apply(model, data, run)
+        found.append(model.layer("layer").codes().flatten(1))
+    assert torch.equal(*found)
 
 
 def test_the_seed_decides(joining: Callable[[], QuantModel], vectors: Trajectory) -> None:

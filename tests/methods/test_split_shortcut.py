@@ -121,3 +121,17 @@ def test_a_model_without_concatenations_is_left_alone(
     model = joining()
     model.concatenated = {}
     assert SplitShortcut(select="all").apply(model, vectors, Run(work=tmp_path, step="split")).layers == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_float_model_is_unchanged(
+    joining: Callable[[], QuantModel], vectors: Trajectory, run: Run, dtype: torch.dtype
+) -> None:
+    model = joining()
+    model.module.to(dtype)
+    data = replace(vectors, args=(vectors.args[0].to(dtype),))
+    before = model.module(*data.args)
+    SplitShortcut(select="all").apply(model, data, run)
+    assert model.plan.quantized()["layer"].segments == (8, 4)
+    after = model.module(*data.args)
+    assert after.dtype == dtype and torch.equal(before, after)

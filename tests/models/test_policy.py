@@ -11,8 +11,11 @@ from diffusers import FluxTransformer2DModel, UNet2DModel
 from tests.comparison import sqnr
 from torch import nn
 
+from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.build import build, plain
 from halftone.foundation.errors import CalibrationError, ConfigError, MatchError
+from halftone.methods.contract import Run
+from halftone.methods.rounding.nearest import Nearest
 from halftone.models.policy import Plan, Rule, make_plan
 from halftone.models.quant_model import QuantModel
 from halftone.models.roles import architecture
@@ -286,3 +289,17 @@ def test_a_layer_is_assigned_another_scheme(unet: UNet2DModel) -> None:
         model.assign("conv_in", Scheme(W8))
     with pytest.raises(MatchError, match="Did you mean 'conv_out'"):
         model.assign("conv_ou", Scheme(W8))
+
+
+def test_methods_round_what_a_step_has_left_of_a_weight(unet: UNet2DModel) -> None:
+    model = opened(unet, Rule("*", weight=W4))
+    path = "mid_block.resnets.0.conv1"
+    assert model.target(path) is model.originals[path]
+    model.remainders[path] = model.originals[path] / 4
+    data = Trajectory((torch.randn(2, 3, 8, 8), torch.tensor([1, 900])), {}, torch.arange(2), {})
+    Nearest("min_max").apply(model, data, Run(step="weights"))
+    steps = model.layer(path).weight_affine().scale.view(-1, 1, 1, 1)
+    error = (model.layer(path).dequantized_weight() - model.originals[path] / 4).abs()
+    assert bool((error <= 0.51 * steps).all())
+    model.close()
+    assert not model.remainders

@@ -13,6 +13,8 @@ from halftone.calibrate.select_contract import AbstractSelect
 from halftone.foundation.build import build, plain
 from halftone.foundation.registry import make
 from halftone.methods.contract import AbstractMethod, Run
+from halftone.methods.reconstruct.ada_round import AdaRound
+from halftone.methods.reconstruct.learned_steps import LearnedSteps
 from halftone.models.policy import scheme_of
 from halftone.nn import QuantizedLayer
 from halftone.nn.sites import sites
@@ -103,45 +105,85 @@ def test_a_recipe_runs_and_every_planned_layer_holds_codes(
     assert sqnr(wanted, found) > 3
 
 
-def test_an_ablation_leaves_one_thing_out() -> None:
-    full = load("q-diffusion-w4a8")
-    parts = {
-        "no-split": {"split"},
-        "no-reconstruction": {"gptq", "reconstruct"},
-        "no-bias": {"bias"},
-        "no-network": {"network"},
-    }
-    for name, gone in parts.items():
-        steps = load(f"q-diffusion-w4a8-{name}").steps
-        assert steps == {key: value for key, value in full.steps.items() if key not in gone}
-    edges = load("q-diffusion-w4a8-no-edges")
-    assert edges.steps == full.steps
-    assert (edges.policy[1].weight, edges.policy[1].input) == (full.policy[0].weight, full.policy[0].input)
-    operands = load("q-diffusion-w4a8-no-operands")
-    assert operands.steps == full.steps
-    assert not any(rule.operands for rule in operands.policy)
-    assert [(rule.weight, rule.input) for rule in operands.policy] == [
-        (rule.weight, rule.input) for rule in full.policy
-    ]
-    learned = load("q-diffusion-w4a8-learned-steps").steps
-    assert list(learned) == [*(key for key in full.steps if key not in ("bias", "network")), "learn_steps", "bias"]
-    timesteps = load("q-diffusion-w4a8-no-timesteps")
-    assert timesteps.steps == full.steps
-    assert timesteps.calibration.select != full.calibration.select
+# What each ablation may change of the whole recipe, by dotted path as it is resolved; steps that it lacks by their names.
+ABLATIONS = {
+    "no-split": {"steps.split"},
+    "no-reconstruction": {"steps.gptq", "steps.reconstruct"},
+    "no-blocks": {"steps.reconstruct"},
+    "no-bias": {"steps.bias"},
+    "no-network": {"steps.network"},
+    "no-ranges": {"steps.ranges"},
+    "no-shrink": {"steps.weights.range"},
+    "no-influence": {"calibration.influence"},
+    "no-judging": {"steps.reconstruct.judged_on"},
+    "no-timesteps": {"calibration.select"},
+    "no-operands": {"policy.0.operands"},
+    "no-edges": {"policy.1.weight", "policy.1.input"},
+    # AdaRound then has nothing to start from but its own start, for which the smallest number of iterations is not enough.
+    "no-gptq": {"steps.gptq", "steps.reconstruct.start", "steps.reconstruct.iterations"},
+}
 
 
-def test_the_paper_budget_has_the_published_numbers() -> None:
-    steps = load("q-diffusion-w4a8-learned-steps", "paper").methods()
+def leaves(data: object, path: str = "") -> dict[str, object]:
+    """Return the values of nested mappings and lists by dotted path."""
+    if isinstance(data, dict) and data:
+        items = data.items()
+    elif isinstance(data, list) and data:
+        items = ((str(number), value) for number, value in enumerate(data))
+    else:
+        return {path: data}
+    return {key: value for name, part in items for key, value in leaves(part, f"{path}.{name}".lstrip(".")).items()}
+
+
+def test_every_ablation_is_listed() -> None:
+    prefix = "q-diffusion-w4a8-"
+    assert {name.removeprefix(prefix) for name in names() if name.startswith(f"{prefix}no-")} == set(ABLATIONS)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_one_thing(name: str, budget: str) -> None:
+    parts = ("policy", "calibration", "steps")
+    whole, other = (
+        leaves({part: plain(load(recipe, budget))[part] for part in parts})
+        for recipe in ("q-diffusion-w4a8", f"q-diffusion-w4a8-{name}")
+    )
+    changed = {path for path in whole | other if whole.get(path) != other.get(path)}
+    assert changed, "nothing was removed"
+    allowed = ABLATIONS[name]
+    assert not {path for path in changed if not any(path == one or path.startswith(f"{one}.") for one in allowed)}
+
+
+def test_learned_steps_take_the_place_of_the_last_step() -> None:
+    full, learned = load("q-diffusion-w4a8").steps, load("q-diffusion-w4a8-learned-steps").steps
+    assert list(learned) == [*(key for key in full if key not in ("bias", "network")), "learn_steps", "bias"]
+    for budget in BUDGETS:
+        one, other = (load(f"q-diffusion-w4a8{end}", budget) for end in ("", "-learned-steps"))
+        assert all(other.steps[key] == one.steps[key] for key in other.steps if key != "learn_steps")
+        assert (other.calibration, other.policy) == (one.calibration, one.policy)
+
+
+@pytest.mark.parametrize("name", ["q-diffusion-w4a8-learned-steps", "q-diffusion-w4a8-published"])
+def test_the_paper_budget_has_the_published_numbers(name: str) -> None:
+    recipe = load(name, "paper")
+    steps = recipe.methods()
     weights, activations = steps["reconstruct"], steps["learn_steps"]
-    assert (weights.iterations, weights.batch, weights.lr, weights.warm_up, weights.beta) == (
-        20000,
-        32,
-        1e-3,
-        0.2,
-        (20.0, 2.0),
-    )  # type: ignore[attr-defined]
-    assert (activations.iterations, activations.batch, activations.lr, activations.power) == (5000, 32, 4e-4, 2.4)  # type: ignore[attr-defined]
-    assert load("q-diffusion-w4a8").calibration.samples == 5120
+    assert isinstance(weights, AdaRound) and isinstance(activations, LearnedSteps)
+    numbers = (weights.iterations, weights.batch, weights.lr, weights.warm_up, weights.beta, weights.start)
+    assert numbers == (20000, 32, 1e-3, 0.2, (20.0, 2.0), "float")
+    assert (activations.iterations, activations.batch, activations.lr, activations.power) == (5000, 32, 4e-4, 2.4)
+    assert recipe.calibration.samples == 5120
+
+
+def test_the_published_recipe_has_the_published_steps_only() -> None:
+    recipe = load("q-diffusion-w4a8-published", "paper")
+    assert list(recipe.steps) == ["split", "weights", "reconstruct", "activations", "learn_steps"]
+    assert recipe.steps["split"]["select"] == "all"
+    assert recipe.calibration.selection() == make(
+        "halftone.calibrate.select", {"name": "uniform", "steps": 20}, "select"
+    )
+    (rule,) = recipe.policy  # the first and the last layer like all others
+    assert rule.weight is not None and rule.weight.bits == 4
 
 
 def test_methods_are_listed_by_room() -> None:

@@ -1,6 +1,7 @@
 """Where a walk keeps activations: in memory up to a bound, beyond it in memory-mapped files."""
 
 import itertools
+import os
 from pathlib import Path
 
 import torch
@@ -11,12 +12,12 @@ class Store:
 
     Args:
         memory: bytes kept in memory at most; None for no bound.
-        folder: where spilled tensors go; each is one file, removed when the last user lets go of the tensor (the file is unlinked
-            at once, so a killed process leaves nothing behind).
+        folder: where spilled tensors go, needed where there is a bound; each is one file, removed when the last user lets go of
+            the tensor (the file is unlinked at once, so a killed process leaves nothing behind).
         dtype: what activations (floats of three axes or more) are kept in; bfloat16 halves the space.
     """
 
-    def __init__(self, memory: int | None, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, memory: int | None, folder: Path | None, dtype: torch.dtype = torch.float32) -> None:
         self.memory, self.folder, self.dtype = memory, folder, dtype
         self.used = 0
         self.spilled = 0
@@ -37,8 +38,10 @@ class Store:
             # Only what carries this mark counts against the bound: not spilled tensors, not inputs that were never kept.
             value._halftone_in_memory = True  # type: ignore[attr-defined]
             return value
+        assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{next(self._numbers)}.bin"
+        _reserve(path, size)
         flat = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype)
         # The same memory layout as in memory: convolutions sum in another order for another layout.
         mapped = flat.as_strided(value.shape, torch.empty_like(value, device="meta").stride())
@@ -52,3 +55,20 @@ class Store:
         if getattr(tensor, "_halftone_in_memory", False):
             tensor._halftone_in_memory = False  # type: ignore[attr-defined]
             self.used -= tensor.numel() * tensor.element_size()
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes whose place on the disk is taken: a mapped hole on a full disk would kill the process.
+
+    Raises:
+        OSError: there is no room; nothing is left behind.
+    """
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

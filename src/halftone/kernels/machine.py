@@ -1,7 +1,9 @@
 """What this machine can run, and why not the rest."""
 
 import platform
+import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,29 @@ def unavailable(engine: str, weight_only: bool = False) -> str | None:
                 return None
             reasons += [f"{name} on {device}: {refusals[0]}"]
     return "; ".join(reasons) or f"no kernel belongs to engine '{engine}'"
+
+
+class SimulatedWarning(UserWarning):
+    """A quantized model runs in float arithmetic, because no integer kernel runs on its device."""
+
+
+@cache
+def tell_simulated(device: str) -> None:
+    """Warn, once for each kind of ``device``, unless an integer kernel takes a plain layer there.
+
+    For the choice that nobody asked for: ``auto`` falls to the definition where there is nothing else. (A single odd layer that
+    only the definition serves is shown by ``halftone inspect``.)
+    """
+    reasons = []
+    for name, kernel in sorted(library().items(), key=lambda item: -item[1].preference):
+        if kernel.arithmetic == "integer":
+            refusals = [kernel.refusal(*probe) for probe in _probes(device, weight_only=False)]
+            if None in refusals:
+                return
+            reasons.append(f"{name}: {refusals[0]}")
+    why = "; ".join(reasons) or "there are none"
+    text = f"no integer kernel runs on {device} here ({why}): the model is simulated in float, right but neither fast nor small"
+    warnings.warn(f"{text}. `halftone doctor` tells more.", SimulatedWarning, stacklevel=2)
 
 
 def processor() -> str:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from halftone.calibrate.store import Store
 from halftone.calibrate.trajectory import Trajectory
+from halftone.foundation.errors import ConfigError
 from halftone.foundation.progress import Progress
 from halftone.methods.effort import Effort, Job
 from halftone.models.quant_model import QuantModel
@@ -36,7 +37,7 @@ class Run:
 
     Attributes:
         work: folder for memos and spilled activations; None keeps nothing and cannot resume.
-        memory: bytes of activations a walk may hold in memory, None for no bound.
+        memory: bytes of activations a walk may hold in memory, None for no bound; the rest is spilled to ``work``.
         keep: dtype in which a walk keeps activations.
         step: name of the recipe step that is running; part of every memo's and random stream's name.
     """
@@ -70,8 +71,9 @@ class Run:
 
     def store(self) -> Store:
         """Return a fresh place for activations with this run's bounds."""
-        folder = self.work / "spill" if self.work else Path("halftone-spill")
-        return Store(self.memory if self.work else None, folder, self.keep)
+        if self.memory is not None and self.work is None:
+            raise ConfigError("memory", "a folder `work` to spill activations to", "none", "Name one.")
+        return Store(self.memory, self.work / "spill" if self.work else None, self.keep)
 
 
 # Words for what a method leaves behind that another one can build on.

@@ -26,6 +26,7 @@ class QuantModel:
     Attributes:
         module: the denoiser; its planned layers are :class:`QuantizedLayer`, float at first.
         originals, biases: the float weight and bias of every planned layer, by path.
+        remainders: what is left to round of a weight, where a step keeps part of it elsewhere; see :meth:`target`.
         concatenated: channels of the parts, for layers fed by a concatenation.
         dtypes: what the 16-bit tensors of the denoiser were, by name; until :meth:`close` they are float32.
     """
@@ -35,6 +36,7 @@ class QuantModel:
     plan: Plan
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
     biases: dict[str, nn.Parameter | None] = field(default_factory=dict)
+    remainders: dict[str, torch.Tensor] = field(default_factory=dict)
     concatenated: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
@@ -63,6 +65,14 @@ class QuantModel:
     def layer(self, path: str) -> QuantizedLayer:
         """Return the planned layer at ``path``."""
         return self.module.get_submodule(path)  # type: ignore[return-value]
+
+    def target(self, path: str) -> torch.Tensor:
+        """Return what the codes of the layer at ``path`` shall stand for: its float weight, or what a step has left of it.
+
+        Methods that round ask here. A step that keeps part of a weight beside the codes (a low-rank branch) puts the rest into
+        :attr:`remainders`.
+        """
+        return self.remainders.get(path, self.originals[path])
 
     def layers_in(self, unit: str) -> list[str]:
         """Return the paths of the planned layers at or inside ``unit``."""
@@ -129,6 +139,7 @@ class QuantModel:
                 fix = "Set activation ranges, and after the last step that plans other input formats or segments."
                 raise CalibrationError(f"{path}.{site}", "a scale", "none", fix)
         self.originals.clear()
+        self.remainders.clear()
         self.biases.clear()
         narrow(self.module, self.dtypes)
         set_engine(self.module, "auto")

@@ -15,6 +15,8 @@ from halftone.formats.segments import along_weight
 from halftone.foundation.errors import ConfigError
 from halftone.kernels import Choice, Operands, Operation, Prepared, TakesCodes, choose
 from halftone.kernels.library.reference import dequantized_weight
+from halftone.kernels.machine import tell_simulated
+from halftone.kernels.select import AUTO
 from halftone.nn.sites import SiteOwner
 from halftone.quant import QuantSpec
 from halftone.quant.weights import weight_affine
@@ -224,6 +226,8 @@ class QuantizedLayer(SiteOwner):
             operation, operands = self._computed(), self.operands()
             if self._choice is None:
                 self._choice = choose(self.engine, operation, operands)
+            if self.engine == AUTO and self._choice.kernel.arithmetic == "simulated":
+                tell_simulated(operands.codes.device.type)
             self._prepared = self._choice.kernel.prepare(operation, operands)
 
     def prepared_for_codes(self) -> TakesCodes | None:

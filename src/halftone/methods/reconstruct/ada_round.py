@@ -189,7 +189,7 @@ class AdaRound(AbstractMethod):
         roundings, start = {}, {}
         for path, scheme in schemes.items():
             layer = model.layer(path)
-            weight, affine = model.originals[path], layer.weight_affine()
+            weight, affine = model.target(path), layer.weight_affine()
             broadcast = along_weight(affine, layer.segments, weight.ndim)
             start[path] = layer.codes()
             known = start[path] if self.start == "codes" else None

@@ -99,7 +99,7 @@ class Gptq(AbstractMethod):
         )
 
     def _round(self, model: QuantModel, unit: Unit, path: str, run: Run) -> dict[str, torch.Tensor]:
-        layer, weight = model.layer(path), model.originals[path]
+        layer, weight = model.layer(path), model.target(path)
         assert layer.scheme is not None
         grid = layer.scheme.weight.number_format
         groups = getattr(layer, "groups", 1)

@@ -29,7 +29,7 @@ class Nearest(AbstractMethod):
         layers = {}
         schemes = model.plan.quantized()
         for path in run.progress.track(schemes, "rounding weights", unit="layers"):
-            scheme, weight = schemes[path], model.originals[path]
+            scheme, weight = schemes[path], model.target(path)
             layer = model.layer(path)
             layer.hold_nearest(weight, scheme, self.range)
             error = (layer.dequantized_weight() - weight).square().sum() / weight.square().sum().clamp(min=1e-20)
