@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from benchmarks.q_diffusion import findings, reasons
 from benchmarks.q_diffusion.details import drift, widest
-from benchmarks.q_diffusion.results import Result
+from benchmarks.q_diffusion.plan import HEADLINE, METHODS
+from benchmarks.q_diffusion.results import Result, read
+from benchmarks.q_diffusion.settings import RESULTS
+
+from halftone.recipes import load, names
 
 PATH = "up_blocks.1.resnets.0.conv_shortcut"
 
@@ -81,3 +85,16 @@ def test_reasons_that_other_rows_give() -> None:
     few = row([1.25, 1.25], without="network")
     assert "-0.97 dB" in reasons.samples({"timesteps": {"m": many}, "ablation": {"f": few}})
     assert reasons.samples({}) == ""
+
+
+def test_recipes_expect_what_the_rows_found() -> None:
+    headline = read(RESULTS)["headline"]
+    whole = headline["float"].distribution["value"]
+    expecting = {name: recipe.expects for name in names() if (recipe := load(name)).expects}
+    assert set(expecting) == {f"{method}-{bits}" for method in METHODS for bits in HEADLINE}
+    for name, expected in expecting.items():
+        found = headline[f"{name}-seed0"]
+        settings = (expected.model, expected.budget, expected.steps)
+        assert settings == (found.protocol["model"]["name"], found.data["budget"] or "fast", found.protocol["steps"])
+        assert expected.psnr == pytest.approx(found.paired["psnr"]["value"], abs=0.051), name
+        assert expected.distance == pytest.approx(found.distribution["value"] / whole - 1, abs=0.00051), name

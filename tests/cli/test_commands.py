@@ -44,6 +44,19 @@ def test_quantize_writes_a_folder_that_diffusers_loads(halftone: Halftone, model
     assert not (tmp_path / "out.work").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+def test_quantize_prints_the_resolved_recipe(halftone: Halftone, model: Path, tmp_path: Path) -> None:
+    done = halftone("quantize", model, *QUICK, "-o", tmp_path / "out", "--json")
+    assert "  name: rtn-w4a8" in done.err and "    samples: 8" in done.err, "what was set is in it"
+    assert done.json["report"]["recipe"]["expects"]["psnr"] > 0
+
+
+def test_another_sampling_than_the_calibrated_one_is_told(halftone: Halftone, quantized: Path, tmp_path: Path) -> None:
+    same = halftone("generate", quantized, "-n", 1, "--steps", 3, "-o", tmp_path / "a.png")
+    other = halftone("generate", quantized, "-n", 1, "--steps", 2, "-o", tmp_path / "b.png")
+    assert "another sampling" not in same.err
+    assert "note: another sampling than the model was calibrated for: steps 2 (calibrated: 3)" in other.err
+
+
 def test_quantize_says_what_to_do_next(halftone: Halftone, model: Path, tmp_path: Path) -> None:
     done = halftone("quantize", model, *QUICK, "-o", tmp_path / "out")
     assert done.code == 0 and "in float32 ->" in done.out

@@ -1,11 +1,14 @@
 """Record a trajectory: one hook on the denoiser while the float pipeline samples, so that any pipeline serves."""
 
 import contextlib
+import hashlib
+import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -184,8 +187,9 @@ def record(
         "calls": calls,
         "select": {"name": type(select).__name__.lower(), **asdict(select)},  # type: ignore[call-overload]
         "samples": samples,
-        "arguments": {k: v for k, v in call.items() if isinstance(v, (str, int, float, bool))},
+        "arguments": _arguments(pipe, call),
         **({} if halves == "both" else {"halves": halves}),
+        **({"conditions": _conditions(each)} if each else {}),
     }
     trajectory = _join(hook, wanted, identity)
     trajectory.check()
@@ -193,6 +197,7 @@ def record(
     return replace(trajectory, identity={**identity, "reach": reached})
 
 
+_GUIDANCE = "guidance_scale"  # as diffusers' pipelines call it
 _IDENTITY = ("pipeline", "scheduler", "steps", "eta", "seed", "dtype")
 
 
@@ -200,6 +205,25 @@ def _plain_config(scheduler: Any) -> dict[str, Any]:
     """Return the scheduler's settings that JSON can hold, without bookkeeping."""
     kept = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
     return {k: v for k, v in kept.items() if isinstance(v, (str, int, float, bool)) or v is None}
+
+
+def _arguments(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pipeline's arguments that JSON can hold, the guidance that it has of its own among them."""
+    own = inspect.signature(type(pipe).__call__).parameters.get(_GUIDANCE)
+    given = {_GUIDANCE: own.default, **call} if own is not None else call
+    return {k: v for k, v in given.items() if isinstance(v, (str, int, float, bool))}
+
+
+def _conditions(each: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Return a digest of the values of each argument of which every trajectory has its own: prompts, labels, images."""
+    found = {}
+    for name, values in each.items():
+        digest = hashlib.sha256()
+        for value in values:
+            digest.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())
+            digest.update(b"\0")
+        found[name] = f"{len(values)} values, {digest.hexdigest()[:12]}"
+    return found
 
 
 def _join(hook: _Hook, wanted: dict[int, int], identity: dict[str, Any]) -> Trajectory:

@@ -1,6 +1,7 @@
 """``halftone``: the sub-commands in one application, and what its exit codes mean.
 
-0: done. 2: the request was wrong. 3: it ran, and an expectation was not met. 130: interrupted. Modules of this room import
+0: done. 2: the request was wrong. 3: it ran, and an expectation was not met, or the model gave no usable numbers (NaN, constants).
+130: interrupted. Modules of this room import
 torch and diffusers inside their functions, so that ``halftone --help`` answers at once.
 """
 

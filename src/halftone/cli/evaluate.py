@@ -84,12 +84,12 @@ def command(
     wanted = [parse_expectation(text, against is not None) for text in expect or []]
     texts = read_prompts(prompts) if prompts else None
     with working() as progress:
-        from halftone.cli.models import doubts, label, local_artifact, open_model, use_engine
+        from halftone.cli.models import doubts, label, local_artifact, open_model, unlike_calibration, use_engine
 
         pipe = open_model(model, device=device)
         use_engine(pipe, engine)
         other = open_model(against, device=device) if against else None
-        notes = doubts(model, pipe, against, other)
+        notes = doubts(model, pipe, against, other) + unlike_calibration(pipe, steps)
         for note in notes:
             progress.say(f"warning: {note}")
         how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}

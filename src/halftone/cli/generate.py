@@ -69,13 +69,15 @@ def command(
         import io
 
         from halftone.cli.adapters import use_loras
-        from halftone.cli.models import conditions, open_model, options, use_engine
+        from halftone.cli.models import conditions, open_model, options, unlike_calibration, use_engine
         from halftone.evaluate.sample import sample
         from halftone.foundation.files import write_atomically
 
         pipe = open_model(model, device=device)
         use_engine(pipe, engine)
         each = conditions(pipe, count, texts, label)
+        for sentence in unlike_calibration(pipe, steps, guidance):
+            progress.say(f"note: {sentence}")
         call = options(pipe, negative_prompt=negative, guidance_scale=guidance)
         use_loras(pipe, lora or [])
         drawn = sample(pipe, count, steps, seed, batch, progress, each, **call)

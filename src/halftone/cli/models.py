@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+    from halftone.artifact.schema import Description
+
 _ZOO = "zoo:"
 
 
@@ -167,6 +169,33 @@ def doubts(model: str, pipe: "DiffusionPipeline", against: str | None, other: "D
     if source is None or source == source_fingerprint(denoiser(other)):
         return []
     return [f"{label(against)} is not the float model that {label(model)} was made from: its weights differ"]
+
+
+def unlike_calibration(pipe: "DiffusionPipeline", steps: int, guidance: float | None = None) -> list[str]:
+    """Return a sentence if a sampling differs from the one that the quantized denoiser was calibrated on.
+
+    Rounding to nearest without quantized activations has looked at no sampling.
+    """
+    from halftone.artifact import described
+    from halftone.models.denoiser import denoiser
+
+    found = described(denoiser(pipe))
+    known = (found.trajectory if found else None) or {}
+    if found is None or not known or not _calibrated(found):
+        return []
+    now = {"scheduler": type(pipe.scheduler).__name__, "steps": steps}
+    then = {key: known.get(key) for key in now}
+    scale = (known.get("arguments") or {}).get("guidance_scale")
+    if guidance is not None and scale is not None:
+        now["guidance"], then["guidance"] = guidance, scale
+    different = [f"{key} {now[key]} (calibrated: {then[key]})" for key in now if then[key] not in (None, now[key])]
+    return [f"another sampling than the model was calibrated for: {', '.join(different)}"] if different else []
+
+
+def _calibrated(found: "Description") -> bool:
+    steps = (found.recipe.get("steps") or {}).values() if isinstance(found.recipe.get("steps"), dict) else ()
+    learned = any(isinstance(step, dict) and step.get("method") != "rounding/nearest" for step in steps)
+    return learned or any(scheme.input for scheme in found.schemes.values())
 
 
 def label(source: str) -> str:

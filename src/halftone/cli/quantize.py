@@ -137,8 +137,10 @@ def _quantize(
     from halftone.api import quantize
     from halftone.artifact import save_pipeline
     from halftone.cli.models import conditions, label, open_model
+    from halftone.cli.recipes import resolved
     from halftone.foundation.files import text_digest, write_atomically
     from halftone.models.component import component
+    from halftone.recipes import load
 
     pipe = open_model(model, device=device)
     if any(name.startswith("controlnet") for name in pipe.components):
@@ -150,7 +152,9 @@ def _quantize(
                 "--also", "another component than the denoiser", f"'{name}'", "That is what --recipe is for."
             )
     each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts) or None
-    progress.say(f"quantizing {model} with {recipe}, budget {how['budget']}")
+    progress.say(f"quantizing {model} with {recipe}, budget {how['budget']}:")
+    for line in resolved(load(recipe, how["budget"], how["overrides"]))[1].splitlines():
+        progress.say(f"  {line}")
     result = quantize(pipe, recipe, each=each, work=work, progress=progress, later=others, **how)
     report = {"model": label(model), **result.report}
     times = {"seconds": report.pop("seconds"), "device": device}

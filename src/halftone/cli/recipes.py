@@ -1,11 +1,14 @@
 """``halftone recipes``: the named methods."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from halftone.cli.options import Assignments, Json
 from halftone.cli.output import emit, table, working
+
+if TYPE_CHECKING:
+    from halftone.recipes import Recipe
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -46,16 +49,21 @@ def show(
       halftone recipes show q-diffusion-w4a8 --budget paper --set steps.reconstruct.iterations=100 > mine.yaml
     """
     with working():
-        import yaml
-
-        from halftone.foundation.build import plain
         from halftone.recipes import load
 
-        resolved = plain(load(name, budget, assignments or []))
-    # The budget is applied already, and would otherwise be applied again to a file made of this.
-    shown = _without_defaults({key: value for key, value in resolved.items() if key != "budgets"})
-    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120).rstrip()
+        shown, text = resolved(load(name, budget, assignments or []))
     emit(shown, json, lambda: f"# {name} at budget {budget}\n{text}")
+
+
+def resolved(recipe: "Recipe") -> tuple[dict[str, Any], str]:
+    """Return the recipe as plain data and as YAML, without what says nothing: both are recipes themselves."""
+    import yaml
+
+    from halftone.foundation.build import plain
+
+    # The budget is applied already, and would otherwise be applied again to a file made of this.
+    shown = _without_defaults({key: value for key, value in plain(recipe).items() if key != "budgets"})
+    return shown, yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120).rstrip()
 
 
 def _without_defaults(value: Any) -> Any:

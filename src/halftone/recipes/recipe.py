@@ -61,10 +61,32 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """What a recipe reached where it was measured: what to expect, and a way to notice that something is wrong.
+
+    Attributes:
+        model: a zoo model or a hub id.
+        budget, steps: of the quantization; the same steps of the same sampler drew the images.
+        psnr: dB to the float model's images, of the error pooled over them.
+        distance: the Fréchet distance, as a share above the float model's.
+    """
+
+    model: str
+    budget: str
+    steps: int
+    psnr: float
+    distance: float
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A resolved recipe.
 
     Attributes:
+        expects: what it reached where it was measured; a recipe that extends another has none but its own.
         steps: by step name, in order, each a mapping of ``method`` (``room/name``) and the method's fields.
         budgets: for ``demo`` and ``fast``, overrides of the paper's settings by dotted path.
     """
@@ -76,6 +98,7 @@ class Recipe:
     steps: dict[str, dict[str, Any]]
     calibration: Calibration = field(default_factory=Calibration)
     budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    expects: Expectation | None = field(default=None, metadata=UNSAID_BY_DEFAULT)
 
     def methods(self) -> dict[str, AbstractMethod]:
         """Return the steps' methods, built, by step name.
@@ -135,6 +158,7 @@ def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
             raise ConfigError(f"recipe {source}", "extends beside drop and set", ", ".join(inheritance))
         return data
     merged = copy.deepcopy(_resolve(str(inheritance["extends"]), (*seen, source)))
+    merged.pop("expects", None)
     for step in inheritance.get("drop", []):
         if step not in merged["steps"]:
             fix = suggest(str(step), merged["steps"])
