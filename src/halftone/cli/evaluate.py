@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from halftone.evaluate.compare import Evaluation
+    from halftone.evaluate.public_metrics import PublicMetrics
     from halftone.evaluate.sample import Samples
     from halftone.foundation.progress import Progress
 
@@ -29,8 +30,8 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_PAIRED = ("psnr", "mean_psnr", "ssim", "mse", "latent_mse")
-_MEASURES = (*_PAIRED, "fd")
+_PAIRED = ("psnr", "mean_psnr", "ssim", "mse", "latent_mse", "lpips")
+_MEASURES = (*_PAIRED, "fd", "fid", "clip")
 _EXPECTATION = re.compile(r"\s*([\w.]+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
 
 
@@ -66,6 +67,16 @@ def command(
             metavar="MEASURE>=NUMBER", help="Exit with 3 unless it holds; repeatable. " + ", ".join(_MEASURES)
         ),
     ] = None,
+    public: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Public weights: inception-2015-12-05.pt for FID, vgg16.pt for LPIPS, clip/ for CLIP score; docs/metrics.md.",
+        ),
+    ] = None,
+    real: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Real pictures for the FID; the float model's by default.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the results in MODEL, for `report`.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
@@ -80,10 +91,14 @@ def command(
       halftone evaluate out --against zoo:fashion-unet --samples 2000
       halftone evaluate out --against zoo:fashion-unet --samples 256 --steps 20 --expect 'psnr>=20' --expect 'fd<=40'
       halftone evaluate my-model --against original --prompts captions.txt --samples 64 --engine simulate --json
+      halftone evaluate my-model --against original --prompts captions.txt --samples 2000 --public weights --real photos
     """
     wanted = [parse_expectation(text, against is not None) for text in expect or []]
     texts = read_prompts(prompts) if prompts else None
+    check_folders({"--public": public, "--real": real})
     with working() as progress:
+        from dataclasses import replace
+
         from halftone.cli.models import doubts, label, local_artifact, open_model, unlike_calibration, use_engine
 
         pipe = open_model(model, device=device)
@@ -94,6 +109,8 @@ def command(
             progress.say(f"warning: {note}")
         how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
+        if public or real:
+            found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
         names = {"model": label(model), "against": label(against) if against else None}
         record = {**found.plain(), **names, "engine": engine, "expectations": results, "notes": notes}
@@ -150,18 +167,44 @@ def _measure(
     return judge(drawn, paired, trail=path), drawn, paired
 
 
+def check_folders(given: dict[str, Path | None]) -> None:
+    """Refuse folders that are not there before any work is done."""
+    for option, folder in given.items():
+        if folder is not None and not folder.is_dir():
+            raise ConfigError(f"{option} {folder}", "a folder", "a file" if folder.exists() else "nothing there")
+
+
+def _with_public_weights(
+    drawn: "Samples", paired: "Samples | None", texts: list[str] | None, public: Path | None, real: Path | None
+) -> "PublicMetrics":
+    from halftone.evaluate.public_metrics import public_metrics
+
+    count = len(drawn.images)
+    prompts = None if texts is None else [texts[number % len(texts)] for number in range(count)]
+    return public_metrics(drawn.images, None if paired is None else paired.images, prompts, public, real)
+
+
 def _check(wanted: list[Expectation], found: "Evaluation") -> list[dict[str, Any]]:
     results = []
     for each in wanted:
-        if each.measure == "fd":
-            value = found.distribution.value if found.distribution else None
-        else:
-            value = getattr(found.paired, each.measure)
-            value = getattr(value, "value", value)
+        value = _value(each.measure, found)
         if value is None:
             raise ConfigError(f"--expect {each.text}", f"images that {each.measure} can be measured for", "others")
         results.append({"expected": each.text, "value": value, "met": each.met(value)})
     return results
+
+
+def _value(measure: str, found: "Evaluation") -> float | None:
+    """Return what was measured, None where it was not."""
+    value: Any
+    if measure == "fd":
+        value = found.distribution
+    elif measure == "fid":
+        fid = found.public.fid if found.public else None
+        return None if fid is None else fid.to_float if fid.to_real is None else fid.to_real
+    else:
+        value = getattr(found.public if measure in ("clip", "lpips") else found.paired, measure, None)
+    return getattr(value, "value", value)
 
 
 def _keep(
@@ -225,9 +268,31 @@ def _human(model: str, against: str | None, found: "Evaluation", results: list[d
         lines.append(f"Paired with {against} from the same noise.")
     else:
         lines.append("No paired distances: give --against FLOAT_MODEL.")
+    if found.public:
+        rows += _public_rows(found.public)
+        lines += [f"{sentence}." for sentence in found.public.missing]
+    elif found.distribution is None:
+        lines.append("No FID, LPIPS or CLIP score: give --public FOLDER with their weights.")
     if rows:
         lines.append(table(["measure", "value", "interval or floor"], rows, right=[1]))
     for result in results:
         verdict = "met" if result["met"] else "NOT met"
         lines.append(f"expected {result['expected']}: {verdict} ({result['value']:.4g})")
     return "\n".join(lines)
+
+
+def _public_rows(found: "PublicMetrics") -> list[list[str]]:
+    rows = []
+    if fid := found.fid:
+        for name, value, words in (
+            ("FID to real pictures", fid.to_real, f"{fid.samples} samples, {fid.real} real"),
+            ("  of the float model", fid.float_to_real, "same noise"),
+            ("  its floor", fid.floor, f"{fid.samples} real pictures"),
+            ("FID to the float model's", fid.to_float, f"{fid.samples} samples of each"),
+        ):
+            rows += [] if value is None else [[name, f"{value:.2f}", words]]
+    shown = {"LPIPS (VGG16)": found.lpips, "CLIP score": found.clip, "  of the float model": found.float_clip}
+    for name, each in shown.items():
+        if each is not None:
+            rows.append([name, f"{each.value:.4g}", f"{each.low:.4g} to {each.high:.4g} (95 %)"])
+    return rows

@@ -14,6 +14,7 @@ from halftone.evaluate import features, paired
 from halftone.evaluate.features import FeatureNetwork, Floor
 from halftone.evaluate.frechet import distance
 from halftone.evaluate.paired import Interval
+from halftone.evaluate.public_metrics import PublicMetrics
 from halftone.evaluate.sample import Calls, Protocol, Samples, protocol, sample, trajectories
 from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
@@ -81,7 +82,8 @@ class Trail:
 class Evaluation:
     """What was measured, and how. ``None`` stands for what was not asked for or cannot be had.
 
-    ``float_distribution`` is that of the model compared with: a distance says little without the original's beside it.
+    ``float_distribution`` is that of the model compared with: a distance says little without the original's beside it. ``public``
+    is what weights give that do not ship.
     """
 
     protocol: Protocol
@@ -90,6 +92,7 @@ class Evaluation:
     paired: Paired | None
     trail: Trail | None
     float_distribution: Distribution | None = None
+    public: PublicMetrics | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the record as JSON-safe data."""

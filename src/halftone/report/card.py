@@ -203,11 +203,34 @@ def _quality(pieces: Pieces) -> list[str]:
         before = number(mapping(record, "float_distribution").get("value"))
         beside = ([f"float model {before:.4g}"] if before is not None else []) + [f"floor {floor:.4g}"]
         rows.append({"measure": str(distribution.get("name")), "value": f"{value:.4g}", "range": ", ".join(beside)})
+    rows += _public(mapping(record, "public"))
     words = (
         f"{how.get('samples')} samples, {how.get('scheduler')}, {how.get('steps')} steps, seed {how.get('seed')}, engine "
         f"`{record.get('engine') or 'auto'}`, against `{record.get('against')}` from the same noise."
     )
     return [table(rows, {"measure": "measure", "value": "value", "range": "95 % interval, or reference"}), words]
+
+
+def _public(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return rows of what public weights gave."""
+    fid, rows = mapping(found, "fid"), []
+    for key, name in (("to_real", "FID, to real pictures"), ("to_float", "FID, to the float model's pictures")):
+        value, floor = number(fid.get(key)), number(fid.get("floor"))
+        if value is not None:
+            beside = [f"float model {before:.4g}"] if (before := number(fid.get("float_to_real"))) is not None else []
+            beside += [f"floor {floor:.4g}"] if floor is not None else []
+            rows.append(
+                {"measure": name, "value": f"{value:.4g}", "range": ", ".join(beside if key == "to_real" else [])}
+            )
+    for key, name in (
+        ("lpips", "LPIPS (VGG16)"),
+        ("clip", "CLIP score"),
+        ("float_clip", "CLIP score of the float model"),
+    ):
+        value, low, high = (number(mapping(found, key).get(each)) for each in ("value", "low", "high"))
+        if value is not None:
+            rows.append({"measure": name, "value": f"{value:.4g}", "range": f"{low:.4g} to {high:.4g}"})
+    return rows
 
 
 def _speed(pieces: Pieces) -> list[str]:

@@ -82,7 +82,7 @@ def quality(pieces: Pieces) -> Markup:
     if not record:
         none = [absent("evaluation", "No distances"), absent("trail", "No errors along the trajectory")]
         return section(title, lead, *none)
-    rows = [*_paired_rows(mapping(record, "paired")), *_distribution_rows(record)]
+    rows = [*_paired_rows(mapping(record, "paired")), *_distribution_rows(record), *_public_rows(record)]
     columns = [Column("measure"), Column("value", True), Column("95 % interval", True)]
     body = [[join([name, tag("span", meaning, class_="hint")]), *cells] for name, meaning, *cells in rows]
     content = [*_notes(record), *([table(columns, body)] if rows else [])]
@@ -152,6 +152,30 @@ def _distribution_rows(record: dict[str, Any]) -> Iterator[list[Any]]:
     meaning = f"{floor.get('samples')} real images against all of them, {floor.get('draws')} draws"
     yield ["its floor", meaning, figures(number(floor.get("mean"))), f"± {spread}" if spread else None]
     yield ["of the test split", "unseen real images", figures(number(found.get("test_distance"))), None]
+
+
+def _public_rows(record: dict[str, Any]) -> Iterator[list[Any]]:
+    """Yield what weights gave that do not ship: FID, LPIPS, CLIP score."""
+    found = mapping(record, "public")
+    fid = mapping(found, "fid")
+    counts = f"{fid.get('samples')} samples, {fid.get('real')} real pictures"
+    for key, name, meaning in (
+        ("to_real", "FID", f"to real pictures in InceptionV3's features: {counts}"),
+        ("float_to_real", "of the float model", "from the same noise"),
+        ("floor", "its floor", f"{fid.get('samples')} real pictures against all of them"),
+        ("to_float", "FID to the float model", "to the float model's pictures in InceptionV3's features"),
+    ):
+        if (value := number(fid.get(key))) is not None:
+            yield [name, meaning, figures(value), None]
+    for key, name, meaning in (
+        ("lpips", "LPIPS", "to the float model's pictures in VGG16's features; lower is nearer"),
+        ("clip", "CLIP score", "100 times the cosine of picture and prompt"),
+        ("float_clip", "of the float model", "from the same noise"),
+    ):
+        entry = mapping(found, key)
+        if (value := number(entry.get("value"))) is not None:
+            bounds = interval(entry, number(entry.get("low")), number(entry.get("high")))
+            yield [name, meaning, figures(value), bounds]
 
 
 # Cost.
