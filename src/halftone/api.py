@@ -104,8 +104,8 @@ def HalftoneConfig(recipe: str | Recipe, *, overrides: Sequence[str] = ()) -> "R
     >>> config = PipelineQuantizationConfig(quant_mapping={"unet": HalftoneConfig("rtn-w8a32")})  # doctest: +SKIP
     >>> pipe = DiffusionPipeline.from_pretrained(folder, quantization_config=config)  # doctest: +SKIP
 
-    For models of diffusers (denoisers, ControlNets, autoencoders), not for text encoders. Nothing is calibrated, so only the
-    weights can be quantized, and only by rounding to nearest.
+    For models of diffusers (denoisers, ControlNets, autoencoders) and text encoders (transformers 5). Nothing is calibrated, so
+    only the weights can be quantized, and only by rounding to nearest.
 
     Args:
         recipe: a recipe's name, the path of a YAML file, or a loaded recipe.

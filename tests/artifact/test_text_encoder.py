@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 
 import halftone
 from halftone.artifact import described, load_pipeline, save_pipeline
-from halftone.foundation.errors import ArtifactError, ConfigError, OutputError
+from halftone.foundation.errors import ArtifactError, MatchError, OutputError
 from halftone.nn.layers import quantized_layers
 
 pytestmark = [
@@ -163,10 +163,32 @@ def test_damage_is_an_error(copy: Path, damage: Any, words: str, direct: bool) -
         CLIPTextModel.from_pretrained(copy / "text_encoder") if direct else load_pipeline(copy)
 
 
-def test_a_text_encoder_is_not_rounded_while_it_loads(float_folder: Path) -> None:
+def test_rounded_while_it_loads_it_is_what_it_would_be_afterwards(float_folder: Path, tmp_path: Path) -> None:
     config = PipelineQuantizationConfig(quant_mapping={"text_encoder": halftone.HalftoneConfig("rtn-w8a32")})
-    with pytest.raises(ConfigError, match="component='text_encoder'"):
-        DiffusionPipeline.from_pretrained(float_folder, quantization_config=config)
+    pipe = DiffusionPipeline.from_pretrained(float_folder, quantization_config=config)
+    later = load_pipeline(float_folder)
+    quantize(later, "rtn-w8a32", "text_encoder")
+    wanted, found = later.text_encoder.state_dict(), pipe.text_encoder.state_dict()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+    assert described(pipe.text_encoder).recipe["name"] == "rtn-w8a32"
+    assert all(layer.weight.dtype == torch.uint8 for _, layer in quantized_layers(pipe.text_encoder))
+    again = load_pipeline(save_pipeline(pipe, tmp_path / "out"))
+    assert np.array_equal(draw(again), draw(pipe))
+
+
+def test_rounded_while_it_loads_in_another_dtype(float_folder: Path) -> None:
+    given = halftone.HalftoneConfig("rtn-w8a32")
+    text = CLIPTextModel.from_pretrained(float_folder / "text_encoder", quantization_config=given, dtype=torch.bfloat16)
+    layers = [layer for _, layer in quantized_layers(text)]
+    assert layers and text.dtype == torch.bfloat16
+    assert all(layer.weight_scale.dtype == torch.float32 and layer.bias.dtype == torch.bfloat16 for layer in layers)
+
+
+def test_a_recipe_that_a_text_encoder_has_no_layers_for(float_folder: Path) -> None:
+    given = halftone.HalftoneConfig("rtn-w8a32", overrides=["policy.1.optional=false", "policy.1.roles=conv_in"])
+    with pytest.raises(MatchError, match="conv_in"):
+        CLIPTextModel.from_pretrained(float_folder / "text_encoder", quantization_config=given)
 
 
 def test_adapters_are_not_saved_with_it(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rounding a float denoiser while diffusers loads it: no calibration, no float copy of a quantized weight."""
+"""Rounding a float model while diffusers loads it: no calibration, no float copy of a quantized weight."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from halftone.artifact.schema import METHOD
 
 if TYPE_CHECKING:
     from halftone.models.policy import Rule
-    from halftone.nn import QuantizedLayer
+    from halftone.nn import QuantizedLayer, Scheme
 
 
 class RoundOnLoad(HalftoneConfig):
@@ -42,6 +42,16 @@ class RoundOnLoad(HalftoneConfig):
         return f"{type(self).__name__}({self.recipe.get('name')})"
 
 
+def planned(model: nn.Module, given: RoundOnLoad) -> tuple[dict[str, "Scheme"], dict[str, "QuantizedLayer"]]:
+    """Make layers of ``model``, which has no weights yet, ready to be rounded; return scheme and layer by path."""
+    from halftone.models.policy import make_plan
+    from halftone.models.roles import architecture
+    from halftone.models.surgery import replace_layers
+
+    schemes = make_plan(model, architecture(model), given.rules).quantized()
+    return schemes, replace_layers(model, schemes)
+
+
 class RoundingQuantizer(HalftoneQuantizer):
     """Loads a float denoiser as one with quantized weights; from then on it is as if it had been loaded from an artifact."""
 
@@ -53,13 +63,7 @@ class RoundingQuantizer(HalftoneQuantizer):
         self._layers: dict[str, QuantizedLayer] = {}
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        from halftone.models.policy import make_plan
-        from halftone.models.roles import architecture
-        from halftone.models.surgery import replace_layers
-
-        plan = make_plan(model, architecture(model), self._given.rules)
-        self._schemes = plan.quantized()
-        self._layers = replace_layers(model, self._schemes)
+        self._schemes, self._layers = planned(model, self._given)
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         return missing_keys  # as for a float model

@@ -47,9 +47,15 @@ def _of_diffusers(*args: Any, **kwargs: Any) -> Any:
 
 
 def _of_transformers(*args: Any, **kwargs: Any) -> Any:
+    from halftone.artifact.on_load import RoundOnLoad
     from halftone.artifact.transformers_loader import TransformersQuantizer
 
-    return TransformersQuantizer(*args, **kwargs)
+    config = kwargs.get("quantization_config", args[0] if args else None)
+    if not isinstance(config, RoundOnLoad):
+        return TransformersQuantizer(*args, **kwargs)
+    from halftone.artifact.transformers_on_load import RoundingTextQuantizer
+
+    return RoundingTextQuantizer(*args, **kwargs)
 
 
 # Where each library keeps its tables, and what makes our quantizer for it.

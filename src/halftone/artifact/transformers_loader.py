@@ -31,11 +31,9 @@ class TransformersQuantizer(HfQuantizer):
     requires_calibration = True  # `from_pretrained` of a float model with this config is refused
 
     def __init__(self, quantization_config: HalftoneConfig, **kwargs: Any) -> None:
-        if not isinstance(quantization_config, HalftoneConfig) or not hasattr(quantization_config, "description"):
-            fix = "Load it in float, then halftone.quantize(pipe, RECIPE, component='text_encoder')."
-            raise ConfigError(
-                "quantization_config", "a model of diffusers", "a text encoder to round while it loads", fix
-            )
+        self._begin(quantization_config, **kwargs)
+
+    def _begin(self, quantization_config: HalftoneConfig, **kwargs: Any) -> None:
         if int(transformers.__version__.partition(".")[0]) < _OLDEST:
             raise ConfigError("text encoder", f"transformers {_OLDEST} or newer", transformers.__version__)
         super().__init__(quantization_config, **kwargs)
