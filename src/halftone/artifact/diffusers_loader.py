@@ -82,10 +82,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
     # Loading, in the order of the calls.
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        if isinstance(device_map, dict) and "disk" in device_map.values():
-            raise ConfigError(
-                "device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk."
-            )
+        refuse_disk(device_map)
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: Any) -> list[str]:
         files = checkpoint_files if isinstance(checkpoint_files, list | tuple) else []
@@ -210,6 +207,12 @@ class HalftoneQuantizer(DiffusersQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def refuse_disk(device_map: Any) -> None:
+    """Raise a ConfigError for a device map that leaves tensors on the disk."""
+    if isinstance(device_map, dict) and "disk" in device_map.values():
+        raise ConfigError("device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk.")
 
 
 def _allow_casts(model: Any) -> None:

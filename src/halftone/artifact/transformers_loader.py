@@ -9,7 +9,7 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from halftone.artifact.checksum import check, tensor_line
-from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod
+from halftone.artifact.diffusers_loader import HalftoneConfig, HalftoneMethod, refuse_disk
 from halftone.artifact.numbers import check_numbers, is_exact
 from halftone.artifact.owner import Owner
 from halftone.artifact.schema import Description, parse, to_json
@@ -42,10 +42,7 @@ class TransformersQuantizer(HfQuantizer):
     # Loading, in the order of the calls.
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        if isinstance(device_map, dict) and "disk" in device_map.values():
-            raise ConfigError(
-                "device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk."
-            )
+        refuse_disk(device_map)
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
