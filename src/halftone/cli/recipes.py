@@ -63,7 +63,10 @@ def resolved(recipe: "Recipe") -> tuple[dict[str, Any], str]:
 
     # The budget is applied already, and would otherwise be applied again to a file made of this.
     shown = _without_defaults({key: value for key, value in plain(recipe).items() if key != "budgets"})
-    return shown, yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120).rstrip()
+    # A step is a line.
+    return shown, yaml.safe_dump(
+        shown, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    ).rstrip()
 
 
 def _without_defaults(value: Any) -> Any:
