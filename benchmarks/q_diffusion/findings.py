@@ -34,7 +34,8 @@ class Finding:
         """Return the finding as an item of a list."""
         if self.claim.startswith(_TARGET):
             verdict = {SHOWS: "met", NOT: "not met"}.get(self.verdict, self.verdict)
-            return f"- *Our target:* {self.claim.removeprefix(_TARGET)} ***{verdict.capitalize()}:*** {self.evidence}"
+            helps = f" *What helps:* {self.reason}" if self.reason and self.verdict != SHOWS else ""
+            return f"- *Our target:* {self.claim.removeprefix(_TARGET)} ***{verdict.capitalize()}:*** {self.evidence}{helps}"
         reason = f" *Why:* {self.reason}" if self.reason and self.verdict != SHOWS else ""
         return f"- *Published:* {self.claim} *Here it **{self.verdict}**:* {self.evidence}{reason}"
 
@@ -121,7 +122,9 @@ def _removed_target(mine: Result, rtn: Result | None, spread: Spread | None = No
     ]
 
 
-def _distance_target(mine: Result | None, reference: Result | None, spread: Spread | None = None) -> list[Finding]:
+def _distance_target(
+    mine: Result | None, reference: Result | None, spread: Spread | None = None, helps: str = ""
+) -> list[Finding]:
     """The target for the Fréchet distance, which is stated for two budgets; beside it the spread over calibration seeds."""
     if mine is None or reference is None or mine.distribution is None or reference.distribution is None:
         return []
@@ -134,7 +137,7 @@ def _distance_target(mine: Result | None, reference: Result | None, spread: Spre
     verdict = SHOWS if over <= limit else NOT
     claim = f"{_TARGET}w4a8 at budget {mine.data['budget']}: distance at most {limit:.0%} above the float model's."
     evidence = f"{over:+.1%}, from one set of {mine.protocol['samples']} samples.{spoken(spread, sign='+')}"
-    return [Finding(claim, verdict, evidence)]
+    return [Finding(claim, verdict, evidence, helps)]
 
 
 def other_budgets(sections: dict[str, Section]) -> list[Finding]:
@@ -146,7 +149,7 @@ def other_budgets(sections: dict[str, Section]) -> list[Finding]:
                 continue
             found += _removed_target(row, linear(sections, row))
             if bits == "w4a8":
-                found += _distance_target(row, reference(sections, row))
+                found += _distance_target(row, reference(sections, row), helps=reasons.levers(sections))
     return found
 
 

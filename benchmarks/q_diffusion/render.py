@@ -298,7 +298,7 @@ def readme_block(sections: dict[str, Section]) -> str | None:
         f"{_protocol(section)[0].upper()}{_protocol(section)[1:]} Floor of the distance: {floor['mean']:.2f} ± "
         f"{floor['std']:.2f}. Speed is a denoiser call's on this CPU. "
         f"{edges}{' ' * bool(edges)}"
-        "What Q-Diffusion and GPTQ are here beyond their papers: [the method](docs/method.md); what each part is worth: the ablation. "
+        "What Q-Diffusion and GPTQ are here beyond their papers: [the method](docs/method.md). "
         f"{f'Rows of an older recipe than the library has now: {len(old)}. ' if old else ''}"
         f"Made by `{_COMMAND} run` and `render`; everything else is in [docs/results](docs/results/{PAGE})."
     )
