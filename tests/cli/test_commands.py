@@ -137,7 +137,7 @@ def test_another_model_than_the_original_is_named(
 ) -> None:
     other = tmp_path / "other"
     pipeline(tiny_unet(seed=3)).save_pretrained(other)
-    how = ("--samples", 2, "--steps", 2, "--trail", 0, "--json")
+    how = ("--samples", 2, "--steps", 3, "--trail", 0, "--json")
     assert halftone("evaluate", artifact, "--against", model, *how).json["notes"] == []
     done = halftone("evaluate", artifact, "--against", other, *how)
     assert done.json["notes"] == ["other is not the float model that artifact was made from: its weights differ"]
