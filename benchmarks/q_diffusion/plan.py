@@ -263,6 +263,13 @@ def _ranges(settings: Settings) -> Iterator[Row]:
     yield _row(settings, "ranges", "float", "ranges")
 
 
+_TIME_IN_FLOAT = (
+    "{roles: '*', weight: {format: uint4, granularity: channel, zero: asymmetric}}",
+    "{roles: [conv_in, conv_out], weight: {format: uint8, granularity: channel, zero: symmetric}, optional: true}",
+    "{roles: [time.*, resnet.time], keep: true}",
+)
+
+
 def _samplers(settings: Settings) -> Iterator[Row]:
     for sampler in ("dpm", "ddim"):
         yield _row(settings, "samplers", f"float-{sampler}", "float", sampler=sampler, labels={"bits": "float"})
@@ -286,3 +293,8 @@ def _samplers(settings: Settings) -> Iterator[Row]:
         name, labels = f"gptq-w4a32-{calibrated}-to-dpm", {"bits": "w4a32", "method": "gptq"}
         how = {"calibrated_for": calibrated, "sampler": "dpm"}
         yield _row(settings, "samplers", name, "quality", "gptq-w4a32", labels=labels, **how)
+    # Whether it is the layers that read the timestep alone, of which a calibration sees as many inputs as there are calls.
+    labels = {"bits": "w4a32", "method": "gptq", "time": "float"}
+    overrides, how = (f"policy=[{', '.join(_TIME_IN_FLOAT)}]",), {"calibrated_for": "ddim", "sampler": "dpm"}
+    name = "gptq-w4a32-time-float-ddim-to-dpm"
+    yield _row(settings, "samplers", name, "quality", "gptq-w4a32", overrides=overrides, labels=labels, **how)

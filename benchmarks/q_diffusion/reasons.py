@@ -56,8 +56,8 @@ def samples(sections: dict[str, Section]) -> str:
     if found is None:
         return ""
     return (
-        f"it is not the step over the whole network, which is ours: without it, 256 in place of 1024 change the mean image by {found}. "
-        "The other steps want more samples than this budget has; the paper's has 5,120."
+        "it is not the step over the whole network, which is ours: without it, 256 in place of 1024 change the mean image by "
+        f"{found}. The other steps want more samples than this budget has; the paper's has 5,120."
     )
 
 
@@ -81,14 +81,22 @@ def levers(sections: dict[str, Section]) -> str:
 
 
 def another_sampler(section: Section) -> str:
-    """Return what the exchange of samplers costs weights that no step over the whole network has touched."""
-    rows = (section.get(f"gptq-w4a32-{calibrated}-to-dpm") for calibrated in ("ddim", "dpm"))
-    found = _decibels(*rows)
+    """Return what the exchange of samplers costs weights without the step over the whole network, and which layers it is."""
+    carried, fresh, timeless = (
+        section.get(f"gptq-w4a32-{name}") for name in ("ddim-to-dpm", "dpm-to-dpm", "time-float-ddim-to-dpm")
+    )
+    found, without = _decibels(carried, fresh), _decibels(timeless, fresh)
     if found is None:
         return ""
-    return (
-        "the step over the whole network learns what one sampler's trajectory needs. GPTQ's weights, which had no such step, "
+    text = (
+        "it is not the step over the whole network, which fits one sampler's trajectory: GPTQ's weights, which had no such step, "
         f"change by {found} in the same exchange."
+    )
+    if without is None:
+        return text
+    return text + (
+        " The layers that read the timestep alone see no more different inputs in a calibration than there are calls, and the "
+        f"other sampler has other timesteps: with those layers in float it is {without}."
     )
 
 

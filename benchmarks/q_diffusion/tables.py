@@ -268,6 +268,7 @@ def samplers(section: Section) -> list[str]:
         labels = {
             "method": "q-diffusion" if row.data["recipe"] else "float",
             **row.labels,
+            "bits": row.labels["bits"] + (", time layers float" if "time" in row.labels else ""),
             "calibrated": calibrated,
             "sampled": f"{sampled}, {steps} steps",
         }

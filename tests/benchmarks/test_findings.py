@@ -79,7 +79,9 @@ def test_own_scales_of_the_shipped_model() -> None:
 
 def test_reasons_that_other_rows_give() -> None:
     rows = {"gptq-w4a32-ddim-to-dpm": row([2.0, 2.0]), "gptq-w4a32-dpm-to-dpm": row([1.0, 1.0])}
-    assert "-3.01 dB" in reasons.another_sampler(rows)
+    assert "-3.01 dB" in reasons.another_sampler(rows) and "timestep" not in reasons.another_sampler(rows)
+    rows["gptq-w4a32-time-float-ddim-to-dpm"] = row([1.0, 1.0])
+    assert reasons.another_sampler(rows).endswith("in float it is +0.00 dB (+0.00 to +0.00).")
     assert reasons.another_sampler({}) == ""
     many = row([1.0, 1.0], bits="w4a8", without="network", samples="1024")
     few = row([1.25, 1.25], without="network")
