@@ -78,8 +78,6 @@ def quantize(
     """
     loaded = recipe if isinstance(recipe, Recipe) else load(recipe, budget, list(overrides))
     refuse_unfit_controlnets(pipe)
-    if memory is not None and work is None:
-        raise ConfigError("memory", "a folder `work` to spill activations to", "none", "Name one.")
     run = Run(
         seed=seed,
         work=Path(work) if work else None,

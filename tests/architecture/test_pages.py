@@ -196,7 +196,9 @@ def examples_of_help() -> list[tuple[str, list[str]]]:
 )
 def test_commands_parse(page: str, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("captions.txt").touch()  # files that a page names and an option wants to exist
+    Path("captions.txt").touch()  # what a page names and an option wants to exist
+    for folder in ("FOLDER", "weights", "photos"):
+        Path(folder).mkdir()
     command: Any = typer.main.get_command(app.app)
     words = line[1:]
     while words and words[0] in getattr(command, "commands", {}):

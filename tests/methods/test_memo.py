@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from tests.comparison import identical
 
+from halftone.foundation.errors import ConfigError
 from halftone.methods import contract
 from halftone.methods.contract import Run
 
@@ -90,3 +91,8 @@ def test_a_store_has_the_bounds_of_its_run(tmp_path: Path) -> None:
     bounded = Run(work=tmp_path, memory=5000, keep=torch.bfloat16).store()
     assert (bounded.memory, bounded.dtype, bounded.folder.parent) == (5000, torch.bfloat16, tmp_path)
     assert Run(memory=None).store().memory is None
+
+
+def test_a_bound_needs_a_folder_to_spill_to() -> None:
+    with pytest.raises(ConfigError, match="memory: expected a folder `work`"):
+        Run(memory=5000)

@@ -31,9 +31,6 @@ class TransformersQuantizer(HfQuantizer):
     requires_calibration = True  # `from_pretrained` of a float model with this config is refused
 
     def __init__(self, quantization_config: HalftoneConfig, **kwargs: Any) -> None:
-        self._begin(quantization_config, **kwargs)
-
-    def _begin(self, quantization_config: HalftoneConfig, **kwargs: Any) -> None:
         if int(transformers.__version__.partition(".")[0]) < _OLDEST:
             raise ConfigError("text encoder", f"transformers {_OLDEST} or newer", transformers.__version__)
         super().__init__(quantization_config, **kwargs)

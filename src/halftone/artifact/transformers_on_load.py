@@ -19,7 +19,7 @@ class RoundingTextQuantizer(TransformersQuantizer):
     requires_calibration = False
 
     def __init__(self, quantization_config: RoundOnLoad, **kwargs: Any) -> None:
-        self._begin(quantization_config, **kwargs)
+        super().__init__(quantization_config, **kwargs)
         self._given = quantization_config
 
     def _process_model_before_weight_loading(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -55,6 +55,7 @@ def _file(source: str) -> Path:
 
 def _load(pipe: "DiffusionPipeline", file: Path, name: str) -> None:
     where, wanted = f"--lora {file}", f"an adapter made for this {type(pipe).__name__}"
+    fix = "It was trained for another model."
     load = getattr(pipe, "load_lora_weights", None)
     if load is None:
         raise ConfigError(where, "a pipeline that takes adapters", type(pipe).__name__, "Leave it out.")
@@ -63,7 +64,6 @@ def _load(pipe: "DiffusionPipeline", file: Path, name: str) -> None:
     except Exception as error:  # whatever PEFT and diffusers make of tensors that have no place or another shape
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         got = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
-        raise ConfigError(where, wanted, got, "It was trained for another model.") from error
+        raise ConfigError(where, wanted, got, fix) from error
     if not any(name in names for names in pipe.get_list_adapters().values()):
-        fix = "It was trained for another model."
         raise ConfigError(where, wanted, "one with no tensor that belongs to a layer of it", fix)

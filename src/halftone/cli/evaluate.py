@@ -33,6 +33,24 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 _PAIRED = ("psnr", "mean_psnr", "ssim", "mse", "latent_mse", "lpips")
 _MEASURES = (*_PAIRED, "fd", "fid", "clip")
 _EXPECTATION = re.compile(r"\s*([\w.]+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
+_Public = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+        help="Public weights: inception-2015-12-05.pt for FID, vgg16.pt for LPIPS, clip/ for CLIP score; docs/metrics.md.",
+    ),
+]
+_Real = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+        help="Real pictures for the FID; the float model's by default.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -67,16 +85,8 @@ def command(
             metavar="MEASURE>=NUMBER", help="Exit with 3 unless it holds; repeatable. " + ", ".join(_MEASURES)
         ),
     ] = None,
-    public: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Public weights: inception-2015-12-05.pt for FID, vgg16.pt for LPIPS, clip/ for CLIP score; docs/metrics.md.",
-        ),
-    ] = None,
-    real: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Real pictures for the FID; the float model's by default.")
-    ] = None,
+    public: _Public = None,
+    real: _Real = None,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the results in MODEL, for `report`.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
@@ -95,7 +105,6 @@ def command(
     """
     wanted = [parse_expectation(text, against is not None) for text in expect or []]
     texts = read_prompts(prompts) if prompts else None
-    check_folders({"--public": public, "--real": real})
     with working() as progress:
         from dataclasses import replace
 
@@ -165,13 +174,6 @@ def _measure(
         first = conditions(pipe, few["count"], texts)
         path = trail(*(trajectories(each_pipe, **few, progress=progress, each=first) for each_pipe in (pipe, other)))
     return judge(drawn, paired, trail=path), drawn, paired
-
-
-def check_folders(given: dict[str, Path | None]) -> None:
-    """Refuse folders that are not there before any work is done."""
-    for option, folder in given.items():
-        if folder is not None and not folder.is_dir():
-            raise ConfigError(f"{option} {folder}", "a folder", "a file" if folder.exists() else "nothing there")
 
 
 def _with_public_weights(

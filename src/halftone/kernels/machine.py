@@ -12,7 +12,7 @@ import torch
 from halftone.formats import Affine, parse
 from halftone.foundation.allocator import keeps_freed_memory
 from halftone.foundation.errors import KernelError
-from halftone.kernels.contract import Operands, Operation
+from halftone.kernels.contract import AbstractKernel, Operands, Operation
 from halftone.kernels.native.build import why_no_loops
 from halftone.kernels.select import AUTO, check_engine, engines, library
 
@@ -77,14 +77,24 @@ def require(engine: str, weight_only: bool = False) -> None:
 def unavailable(engine: str, weight_only: bool = False) -> str | None:
     """Return why no kernel of ``engine`` takes even a plain small layer on any device of this machine, or None."""
     reasons: list[str] = []
-    kernels = [(name, kernel) for name, kernel in library().items() if kernel.engine == engine]
+    kernels = {name: kernel for name, kernel in library().items() if kernel.engine == engine}
     for device in _devices():
-        for name, kernel in sorted(kernels, key=lambda item: -item[1].preference):
-            refusals = [kernel.refusal(*probe) for probe in _probes(device, weight_only)]
-            if None in refusals:
-                return None
-            reasons += [f"{name} on {device}: {refusals[0]}"]
+        refused = _refused(kernels, device, weight_only)
+        if refused is None:
+            return None
+        reasons += [f"{name} on {device}: {reason}" for name, reason in refused.items()]
     return "; ".join(reasons) or f"no kernel belongs to engine '{engine}'"
+
+
+def _refused(kernels: dict[str, AbstractKernel], device: str, weight_only: bool) -> dict[str, str] | None:
+    """Return why each kernel refuses a plain small layer on ``device``, the preferred first; None if one takes it."""
+    reasons: dict[str, str] = {}
+    for name, kernel in sorted(kernels.items(), key=lambda item: -item[1].preference):
+        first, *others = (kernel.refusal(*probe) for probe in _probes(device, weight_only))
+        if first is None or None in others:
+            return None
+        reasons[name] = first
+    return reasons
 
 
 class SimulatedWarning(UserWarning):
@@ -98,14 +108,11 @@ def tell_simulated(device: str) -> None:
     For the choice that nobody asked for: ``auto`` falls to the definition where there is nothing else. (A single odd layer that
     only the definition serves is shown by ``halftone inspect``.)
     """
-    reasons = []
-    for name, kernel in sorted(library().items(), key=lambda item: -item[1].preference):
-        if kernel.arithmetic == "integer":
-            refusals = [kernel.refusal(*probe) for probe in _probes(device, weight_only=False)]
-            if None in refusals:
-                return
-            reasons.append(f"{name}: {refusals[0]}")
-    why = "; ".join(reasons) or "there are none"
+    integer = {name: kernel for name, kernel in library().items() if kernel.arithmetic == "integer"}
+    refused = _refused(integer, device, weight_only=False)
+    if refused is None:
+        return
+    why = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "there are none"
     text = f"no integer kernel runs on {device} here ({why}): the model is simulated in float, right but neither fast nor small"
     warnings.warn(f"{text}. `halftone doctor` tells more.", SimulatedWarning, stacklevel=2)
 

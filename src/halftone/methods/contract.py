@@ -49,6 +49,10 @@ class Run:
     progress: Progress = field(default_factory=lambda: Progress(enabled=False))
     step: str = ""
 
+    def __post_init__(self) -> None:
+        if self.memory is not None and self.work is None:
+            raise ConfigError("memory", "a folder `work` to spill activations to", "none", "Name one.")
+
     def memo(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Return ``compute()``, or what it returned before this run was killed.
 
@@ -71,8 +75,6 @@ class Run:
 
     def store(self) -> Store:
         """Return a fresh place for activations with this run's bounds."""
-        if self.memory is not None and self.work is None:
-            raise ConfigError("memory", "a folder `work` to spill activations to", "none", "Name one.")
         return Store(self.memory, self.work / "spill" if self.work else None, self.keep)
 
 
