@@ -24,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", choices=["demo", "fast", "paper"], default="fast")
     run.add_argument("--batch", type=int, default=16, help="images at a time")
     run.add_argument("--rounds", type=int, default=30, help="of the latency's run")
+    run.add_argument("--device", default="cpu", help="cpu or cuda; latency is always the CPU's")
     run.add_argument("--model", default=MODEL, help="zoo:NAME or a pipeline folder; default: %(default)s")
     run.add_argument("--lora", type=Path, help="folder of the style LoRA; without it its rows are left out")
     run.add_argument("--controlnet", type=Path, help="folder of the ControlNet; without it its rows are left out")

@@ -23,6 +23,7 @@ class Settings:
         seeds: of the noise, each with all prompts.
         guidance, steps: of calibration, and of all uses that do not say otherwise.
         seed: of the calibration.
+        device: where models are calibrated and pictures drawn; without integer kernels there, they are simulated.
         model: a text-to-image pipeline of the zoo, or a folder with an ``alignment.safetensors``.
         lora, controlnet: folders of the adapters; None leaves their rows out.
         squeezenet: its weights; None leaves its features out.
@@ -38,6 +39,7 @@ class Settings:
     budget: str = "fast"
     batch: int = 16
     rounds: int = 30
+    device: str = "cpu"
     model: str = MODEL
     lora: Path | None = None
     controlnet: Path | None = None

@@ -90,7 +90,7 @@ def made_for(pipe: StableDiffusionPipeline, use: Use, settings: Settings) -> Any
         return StableDiffusionInpaintPipeline.from_pipe(pipe)
     if use.kind == "controlnet":
         assert settings.controlnet is not None
-        net = ControlNetModel.from_pretrained(settings.controlnet).float().eval()
+        net = ControlNetModel.from_pretrained(settings.controlnet).float().eval().to(pipe.device)
         return StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
     return pipe
 

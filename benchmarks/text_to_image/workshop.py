@@ -86,7 +86,7 @@ class Workshop:
     def load_float(self) -> StableDiffusionPipeline:
         """Return the float pipeline."""
         pipe: Any = load_pipeline(self.folder, dtype=torch.float32)  # it ships in half precision
-        return pipe
+        return pipe.to(self.settings.device)
 
     # Quantized models.
 
@@ -117,7 +117,7 @@ class Workshop:
         if not (folder / _FACTS).exists():
             self._quantize(row, folder)
         pipe: Any = load_pipeline(folder / "model", dtype=torch.float32)
-        return pipe, json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        return pipe.to(self.settings.device), json.loads((folder / _FACTS).read_text(encoding="utf-8"))
 
     def _quantize(self, row: Row, folder: Path) -> None:
         given, use, work = self.settings, USES[row.use], folder / "work"

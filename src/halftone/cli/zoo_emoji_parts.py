@@ -30,10 +30,10 @@ def train_style(request: Request, progress: "Progress") -> dict[str, Any]:
     import torch
 
     from halftone.evaluate.sample import sample
-    from halftone.zoo.emoji_style_lora import StyleTraining, style_share, train
+    from halftone.zoo.emoji_style_lora import style_share, train, training_for
 
     pipe, emoji = _begin(request)
-    how = StyleTraining(request.options["minutes"], request.seed)
+    how = training_for(request.device, request.options["minutes"], request.seed)
     facts = train(pipe, emoji, how, request.work, request.device, progress.say)
     texts = _texts(emoji, int(request.options.get("samples", 64)))
     shown, shares = [], {}
@@ -87,10 +87,10 @@ def train_controlnet(request: Request, progress: "Progress") -> dict[str, Any]:
     from diffusers import StableDiffusionControlNetPipeline
 
     from halftone.evaluate.sample import sample
-    from halftone.zoo.emoji_controlnet import ControlTraining, masks, overlap, train
+    from halftone.zoo.emoji_controlnet import masks, overlap, train, training_for
 
     pipe, emoji = _begin(request)
-    how = ControlTraining(request.options["minutes"], request.seed)
+    how = training_for(request.device, request.options["minutes"], request.seed)
     net, facts = train(pipe, emoji, how, request.work, request.device, progress.say)
     _halve(net)
     numbers = alignment_prompts(emoji, int(request.options.get("samples", 64)))

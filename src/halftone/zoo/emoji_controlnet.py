@@ -35,6 +35,14 @@ class ControlTraining:
     loop: Training = field(default_factory=lambda: Training(batch=16, lr=3e-4, warmup=100, ema=0.998))
 
 
+def training_for(device: str, minutes: float, seed: int) -> ControlTraining:
+    """Return the hyper-parameters that suit ``device`` (cpu, cuda ...): a GPU needs large batches to be busy."""
+    usual = ControlTraining(minutes, seed)
+    if torch.device(device).type == "cpu":
+        return usual
+    return replace(usual, loop=replace(usual.loop, batch=128, lr=1e-3))
+
+
 def silhouettes(images: torch.Tensor) -> torch.Tensor:
     """Return where the thing on white is, holes filled, of ``images`` ``[N, 3, S, S]`` in [0, 1]: ``[N, S, S]`` bool."""
     there = (images.amin(1) < _WHITE).cpu().numpy()

@@ -39,6 +39,14 @@ class StyleTraining:
     loop: Training = field(default_factory=lambda: Training(batch=16, lr=1e-3, warmup=50, ema=0.995))
 
 
+def training_for(device: str, minutes: float, seed: int) -> StyleTraining:
+    """Return the hyper-parameters that suit ``device`` (cpu, cuda ...): a GPU needs large batches to be busy."""
+    usual = StyleTraining(minutes, seed)
+    if torch.device(device).type == "cpu":
+        return usual
+    return replace(usual, loop=replace(usual.loop, batch=128, lr=2e-3))
+
+
 def printed(pixels: torch.Tensor) -> torch.Tensor:
     """Return ``pixels`` ``[B, 3, S, S]`` in [-1, 1] in the style: luminance as a tone between the ink and white."""
     tone = ((pixels / 2 + 0.5) * _colours(_LUMINANCE)).sum(1, keepdim=True)

@@ -33,6 +33,7 @@ class EmojiTraining:
         minutes: the budget of the two trainings together; the other stages take seconds.
         autoencoder_share: of the budget. Pixels are learned long before captions: more of it hardly sharpens the images.
         dropout: share of empty prompts, for classifier-free guidance.
+        compiled: whether the denoiser is compiled for its training; that takes a minute.
         autoencoder, denoiser: the loops; their minutes and seeds are set from those here.
     """
 
@@ -40,6 +41,7 @@ class EmojiTraining:
     seed: int = 0
     autoencoder_share: float = 0.2
     dropout: float = 0.1
+    compiled: bool = False
     autoencoder: Schedule = field(default_factory=lambda: Schedule(batch=16, lr=1e-3, decay=0.4, ema=0.995))
     denoiser: Training = field(default_factory=lambda: Training(batch=32, lr=5e-4, ema=0.999))
 
@@ -52,6 +54,7 @@ def training_for(device: str, minutes: float, seed: int) -> EmojiTraining:
     # Small batches are what a slow machine learns most from in its time; a GPU needs large ones to be busy.
     return replace(
         usual,
+        compiled=True,
         autoencoder=replace(usual.autoencoder, batch=64, lr=1.5e-3),
         denoiser=replace(usual.denoiser, batch=256, lr=1e-3),
     )
@@ -60,12 +63,14 @@ def training_for(device: str, minutes: float, seed: int) -> EmojiTraining:
 class _Conditioned(nn.Module):
     """Text encoder and U-Net as the one module that is trained."""
 
-    def __init__(self, text: nn.Module, denoiser: nn.Module) -> None:
+    def __init__(self, text: nn.Module, denoiser: nn.Module, compiled: bool = False) -> None:
         super().__init__()
         self.text_encoder, self.unet = text, denoiser
+        # A bound method, not a module: the parameters keep their names.
+        self._predict = torch.compile(denoiser.forward, dynamic=False) if compiled else denoiser.forward
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return self.unet(x, t, self.text_encoder(tokens)[0]).sample
+        return self._predict(x, t, self.text_encoder(tokens)[0], return_dict=False)[0]
 
 
 def train(
@@ -197,7 +202,7 @@ def _denoiser(
     say: Say,
     spent: float,
 ) -> tuple[_Conditioned, dict[str, Any]]:
-    model = _Conditioned(text_encoder(size, tokenizer, training.seed), unet(size, training.seed))
+    model = _Conditioned(text_encoder(size, tokenizer, training.seed), unet(size, training.seed), training.compiled)
     left = max(training.minutes - spent / 60, 0.0)
     schedule = replace(training.denoiser, minutes=left, seed=training.seed)
     signal = assemble(vae, tokenizer, model.text_encoder, model.unet).scheduler.alphas_cumprod.to(device)
