@@ -1,7 +1,7 @@
 """Recorded denoiser calls: the calibration data."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class Trajectory:
         leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
         cut = [leaf[index] if has else leaf for leaf, has in zip(leaves, self.batched, strict=True)]
         return pytree.tree_unflatten(cut, spec)
+
+    def to(self, device: torch.device | str) -> "Trajectory":
+        """Return the samples on ``device``; ``calls`` and ``influence``, which only say what the samples are, stay."""
+        moved = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(device), (self.args, self.kwargs))
+        return replace(self, args=moved[0], kwargs=moved[1])
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> list[torch.Tensor]:
         """Return index tensors of exactly ``size`` samples each; shuffled when a generator is given.

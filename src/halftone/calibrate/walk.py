@@ -40,6 +40,7 @@ class Unit:
         steps: int64 ``[N]``, the index of the denoiser call (0 = noisiest) that each sample comes from.
         batched: for each leaf of a call and its target whether its first axis is that of the samples; None when they are elsewhere.
         weights: float32 ``[N]``, what each sample's error counts; None where all count the same.
+        device: where the unit is. Activations may lie elsewhere: those that were spilled lie in files.
     """
 
     path: str
@@ -51,9 +52,15 @@ class Unit:
     steps: torch.Tensor
     batched: list[bool | None]
     weights: torch.Tensor | None = None
+    device: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self.targets) * self.batch
+
+    def call(self, stream: int, batch: int) -> tuple[tuple, dict]:
+        """Return ``(args, kwargs)`` of one batch, in float32, for the unit to be called with."""
+        ready: tuple[tuple, dict] = as_float(self.calls[stream][batch], self.device)
+        return ready
 
     def minibatch(self, stream: int, index: torch.Tensor) -> tuple[tuple, dict, list[torch.Tensor]]:
         """Return ``(args, kwargs, targets)`` for the samples at ``index`` ``[b]``, in float32; targets as :func:`outputs`.
@@ -72,7 +79,7 @@ class Unit:
             joined.append(
                 torch.stack([leaf[row] for leaf, (_, row) in zip(column, where, strict=True)]) if has else column[0]
             )
-        (args, kwargs), target = as_float(pytree.tree_unflatten(joined, pytree.tree_structure(trees[0])))
+        (args, kwargs), target = as_float(pytree.tree_unflatten(joined, pytree.tree_structure(trees[0])), self.device)
         return args, kwargs, outputs(target)
 
 
@@ -96,6 +103,7 @@ class Walk:
         refuse_cache(model.module)
         self.model, self.store, self.batch = model, store, min(batch, len(data))
         self.indices = data.batches(self.batch)
+        self.device = next(model.module.parameters()).device
         self.data = data
         self.streams = (FLOAT, QUANTIZED) if quantized else (FLOAT,)
         self.steps = data.calls[torch.cat(self.indices)]
@@ -133,7 +141,7 @@ class Walk:
         for environment in batch:
             read = tuple(id(environment[i]) for i in sorted(entry.reads()))
             if read not in done:  # both streams are one until the first quantized unit
-                args, kwargs = as_float(fill((entry.args, entry.kwargs), environment.__getitem__))
+                args, kwargs = as_float(fill((entry.args, entry.kwargs), environment.__getitem__), self.device)
                 out = entry.target(*args, **kwargs)  # type: ignore[operator]
                 done[read] = {i: self.store.keep(value) for i, value in pairs(entry.out, out)}
             environment.update(done[read])
@@ -160,16 +168,15 @@ class Walk:
             leaves = pytree.tree_leaves(((entry.args, entry.kwargs), entry.out))
             batched = [self.axis.of(leaf.index) if isinstance(leaf, Slot) else False for leaf in leaves]
             streams = (calls[FLOAT], last)
-            yield Unit(path, module, layers, streams, kept, self.batch, self.steps, batched, self.weights)
+            yield Unit(path, module, layers, streams, kept, self.batch, self.steps, batched, self.weights, self.device)
         if QUANTIZED in self.streams:
             with torch.no_grad():
                 for batch, call in zip(environments, calls[QUANTIZED], strict=True):
                     out = self._run(module, call)
                     batch[QUANTIZED].update({i: self.store.keep(value) for i, value in pairs(entry.out, out)})
 
-    @staticmethod
-    def _run(module: nn.Module, call: tuple[tuple, dict]) -> Any:
-        args, kwargs = as_float(call)
+    def _run(self, module: nn.Module, call: tuple[tuple, dict]) -> Any:
+        args, kwargs = as_float(call, self.device)
         return module(*args, **kwargs)
 
     def _forget(self, entry: Entry, batch: list[Environment]) -> None:

@@ -39,6 +39,7 @@ class Run:
         work: folder for memos and spilled activations; None keeps nothing and cannot resume.
         memory: bytes of activations a walk may hold in memory, None for no bound; the rest is spilled to ``work``.
         keep: dtype in which a walk keeps activations.
+        device: where the model is, and what memos come back to.
         step: name of the recipe step that is running; part of every memo's and random stream's name.
     """
 
@@ -48,6 +49,7 @@ class Run:
     keep: torch.dtype = torch.float32
     progress: Progress = field(default_factory=lambda: Progress(enabled=False))
     step: str = ""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
         if self.memory is not None and self.work is None:
@@ -64,14 +66,14 @@ class Run:
         key = hashlib.sha256(f"{self.step}/{name}".encode()).hexdigest()[:16]
         path = self.work / "memos" / f"{self.step.replace('/', '-')}-{key}.safetensors"
         if path.exists():
-            return load_file(path)
+            return load_file(path, device=str(self.device))
         path.parent.mkdir(parents=True, exist_ok=True)
         result = {k: v.detach().cpu().contiguous() for k, v in compute().items()}
         partial = path.with_suffix(".partial")
         save_file(result, partial, metadata={"memo": name})
         partial.replace(path)
         # Read back, so that an uninterrupted run goes on with exactly what a resumed one would.
-        return load_file(path)
+        return load_file(path, device=str(self.device))
 
     def store(self) -> Store:
         """Return a fresh place for activations with this run's bounds."""

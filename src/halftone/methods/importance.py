@@ -34,12 +34,12 @@ class Importance:
         """Return the estimate of the weighted mean of ``values`` ``[b, ...]`` from samples that were drawn."""
         if self.weights is None:
             return values.mean()
-        share = (self.weights / (self.odds * self.count))[index].to(values.dtype)
+        share = (self.weights / (self.odds * self.count))[index].to(values)
         return (values.flatten(1).mean(1) * share).mean()
 
     def sum(self, values: torch.Tensor, index: torch.Tensor) -> tuple[float, float]:
         """Return the weighted sum of ``values`` ``[b, ...]`` of the samples at ``index``, and the weights' sum."""
         if self.weights is None:
             return float(values.sum()), values.numel()
-        weights = self.weights[index].to(values.dtype)
+        weights = self.weights[index].to(values)
         return float((values.flatten(1).mean(1) * weights).sum()), float(weights.sum())

@@ -10,11 +10,16 @@ from torch.utils import _pytree as pytree
 _NARROW = (torch.bfloat16, torch.float16)
 
 
-def as_float(tree: Any) -> Any:
-    """Return the tree with 16-bit floats, as a walk's store may keep them, widened to float32."""
-    return pytree.tree_map(
-        lambda leaf: leaf.float() if isinstance(leaf, torch.Tensor) and leaf.dtype in _NARROW else leaf, tree
-    )
+def as_float(tree: Any, device: torch.device | None = None) -> Any:
+    """Return the tree with 16-bit floats, as a walk's store may keep them, widened to float32; on ``device``, if one is given.
+
+    What a store has spilled lies in files, which only a CPU can read.
+    """
+
+    def ready(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf.to(device, torch.float32 if leaf.dtype in _NARROW else leaf.dtype)
+
+    return pytree.tree_map_only(torch.Tensor, ready, tree)
 
 
 def widen(module: nn.Module) -> dict[str, torch.dtype]:

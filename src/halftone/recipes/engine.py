@@ -115,9 +115,10 @@ def run_recipe(
     plan = make_plan(module, found, recipe.policy)
     check_steps(pipe, steps)
     _claim_work(run, resume, recipe, module, steps, each)
+    run.device = next(module.parameters()).device
     source = source_fingerprint(part.owner)
     began = time.monotonic()
-    data = _trajectory(pipe, part, recipe, steps, run, each)
+    data = _trajectory(pipe, part, recipe, steps, run, each).to(run.device)
     result = Quantized(part.owner, recipe, data.identity, source, seconds={"record": time.monotonic() - began})
     if data.influence is not None:
         result.influence = [float(f"{weight:.4g}") for weight in data.influence]

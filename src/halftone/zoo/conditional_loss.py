@@ -33,8 +33,12 @@ class Latents:
     def draw(self, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return latents ``[B, c, h, w]`` of the images numbered ``chosen``, as the denoiser sees them."""
         mean = self.mean[chosen]
-        noise = torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         return (mean + (0.5 * self.logvar[chosen]).exp() * noise) * self.scale
+
+    def to(self, device: torch.device) -> "Latents":
+        """Return them on ``device``."""
+        return Latents(self.mean.to(device), self.logvar.to(device), self.scale)
 
 
 def latents_of(vae: AutoencoderKL, pixels: torch.Tensor) -> Latents:
@@ -49,6 +53,22 @@ def frozen(pipe: StableDiffusionPipeline, device: str) -> str:
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.eval().requires_grad_(False)
     return told
+
+
+class _Tokens:
+    """Token numbers of prompts, each looked up once: a tokenizer takes longer over a batch than a GPU over its step."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.known: dict[str, torch.Tensor] = {}
+
+    def of(self, texts: list[str]) -> torch.Tensor:
+        """Return int64 ``[B, T]``, always of the full length, as the pipeline does: the U-Net attends to the padding too."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new:
+            rows = self.tokenizer(new, padding="max_length", truncation=True).input_ids
+            self.known |= {text: torch.tensor(row) for text, row in zip(new, rows, strict=True)}
+        return torch.stack([self.known[text] for text in texts])
 
 
 def conditional_loss(
@@ -68,13 +88,12 @@ def conditional_loss(
         signal: the schedule's ``alphas_cumprod`` ``[T]``, on the device to compute on.
     """
 
+    tokens_of, latents = _Tokens(tokenizer), latents.to(signal.device)
+
     def loss(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = data.draw(schedule.batch, generator)
         texts = prompts([data.emoji[n] for n in chosen.tolist()], dropout, generator)
-        # Always the full length, as the pipeline does: the U-Net attends to the padding too.
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
-            signal.device
-        )
+        tokens = tokens_of.of(texts).to(signal.device)
         clean = latents.draw(chosen, generator)
         return noise_prediction_loss(
             lambda x, t: predict(x, t, tokens, chosen), clean, signal, schedule.snr_gamma, generator

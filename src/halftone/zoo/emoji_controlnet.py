@@ -89,14 +89,14 @@ def train(
     """
     base = frozen(pipe, device)
     pixels = data.pixels(torch.arange(len(data.emoji)))
-    latents, given = latents_of(pipe.vae, pixels), masks(pixels / 2 + 0.5)
+    latents, given = latents_of(pipe.vae, pixels), masks(pixels / 2 + 0.5).to(device)
     torch.manual_seed(training.seed)
     net = controlnet(pipe).requires_grad_(True).to(device)
 
     def predict(x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             text = pipe.text_encoder(tokens)[0]
-        down, middle = net(x, t, text, given[chosen].to(device), return_dict=False)
+        down, middle = net(x, t, text, given[chosen], return_dict=False)
         control = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return pipe.unet(x, t, text, **control).sample
 

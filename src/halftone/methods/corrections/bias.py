@@ -12,7 +12,6 @@ from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
 from halftone.foundation.bounds import at_least
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job, walking
-from halftone.models.precision import as_float
 from halftone.models.quant_model import QuantModel
 
 
@@ -106,7 +105,8 @@ def _channel_means(model: QuantModel, unit: Unit, paths: list[str], stream: int)
     hooks = [tap(path) for path in paths]
     try:
         with torch.no_grad():
-            for args, kwargs in map(as_float, unit.calls[stream]):
+            for batch in range(len(unit.targets)):
+                args, kwargs = unit.call(stream, batch)
                 unit.module(*args, **kwargs)
     finally:
         for hook in hooks:

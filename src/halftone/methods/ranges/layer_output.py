@@ -144,7 +144,7 @@ class _Search:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         exact = self.layer.compute(x, self.weight)
         for segment, errors in enumerate(self.errors):
-            moves = self.together | (torch.arange(len(self.low)) == segment)
+            moves = self.together | (torch.arange(len(self.low), device=self.low.device) == segment)
             for i, (low, high) in enumerate(self.candidates):
                 trial = self.spec.affine(torch.where(moves, low, self.low), torch.where(moves, high, self.high))
                 wrong = self.layer.compute(self._quantized(x, trial), self.weight) - exact

@@ -18,7 +18,6 @@ from halftone.foundation.seeds import generator
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job, walking
 from halftone.models.cost import FLOAT_BYTES, LayerCost, Work
-from halftone.models.precision import as_float
 from halftone.models.quant_model import QuantModel
 from halftone.nn import QuantizedLayer
 
@@ -120,7 +119,7 @@ class Gptq(AbstractMethod):
             codes.append(found)
             for i, candidate in enumerate((nearest[rows], rounded)):
                 difference = (candidate - wanted).double()
-                errors[i] += ((difference @ second.double()) * difference).sum()
+                errors[i] += float(((difference @ second.double()) * difference).sum())
         return {"codes": torch.cat(codes).view(weight.shape), "errors": errors}
 
     def _moments(
@@ -129,21 +128,20 @@ class Gptq(AbstractMethod):
         """Return for each group the second moment of the layer's inputs and their cross moment with the float ones, ``[n, n]``."""
         totals = [[torch.zeros(()), torch.zeros(())] for _ in range(groups)]
         random = generator(run.seed, run.step, unit.path)
-        calls = unit.calls[QUANTIZED]
         with torch.no_grad():
-            for b, call in enumerate(calls):
+            for batch in range(len(unit.targets)):
                 chosen = _Rows(layer, self.rows_per_batch, random)
-                mine = chosen.of(unit, call)
+                mine = chosen.of(unit, QUANTIZED, batch)
                 if self.targets == "float":
                     with model.in_float(unit.path):
-                        theirs = chosen.of(unit, unit.calls[FLOAT][b])
+                        theirs = chosen.of(unit, FLOAT, batch)
                 else:
                     theirs = mine
                 for total, q, f in zip(totals, mine.chunk(groups, dim=1), theirs.chunk(groups, dim=1), strict=True):
                     total[0] = total[0] + q.t() @ q / len(q)
                     if theirs is not mine:
                         total[1] = total[1] + f.t() @ q / len(q)
-        if not calls or not all(torch.isfinite(moment).all() for total in totals for moment in total):
+        if not unit.targets or not all(torch.isfinite(moment).all() for total in totals for moment in total):
             raise CalibrationError(f"inputs of a layer in {unit.path}", "finite values", "NaN, infinity or none")
         return [(second, cross if self.targets == "float" else second) for second, cross in totals]
 
@@ -155,7 +153,7 @@ class _Rows:
         self.layer, self.count, self.random = layer, count, random
         self.keep: list[torch.Tensor] = []
 
-    def of(self, unit: Unit, call: tuple[tuple, dict]) -> torch.Tensor:
+    def of(self, unit: Unit, stream: int, batch: int) -> torch.Tensor:
         """Return the rows ``[rows, n]`` that the layer reads while the unit runs once; a layer that runs twice reads two lots."""
         found: list[torch.Tensor] = []
 
@@ -165,7 +163,7 @@ class _Rows:
 
         hook = self.layer.register_forward_pre_hook(look)
         try:
-            args, kwargs = as_float(call)
+            args, kwargs = unit.call(stream, batch)
             unit.module(*args, **kwargs)
         finally:
             hook.remove()
@@ -240,7 +238,7 @@ def round_columns(
     dead = diagonal == 0
     diagonal[dead] = 1.0
     diagonal += damping * diagonal.mean()
-    order = diagonal.argsort(descending=True) if by_activation else torch.arange(n)
+    order = diagonal.argsort(descending=True) if by_activation else torch.arange(n, device=h.device)
     h = h[order][:, order]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
@@ -250,7 +248,7 @@ def round_columns(
     block = 128
     for start in range(0, n, block):
         stop = min(start + block, n)
-        errors = torch.empty(len(w), stop - start)
+        errors = w.new_empty(len(w), stop - start)
         for i in range(start, stop):
             rounded[:, i] = fake_quantize(w[:, i], Affine(scale[:, i], zero_point[:, i]), grid)
             error = (w[:, i] - rounded[:, i]) / upper[i, i]
