@@ -10,11 +10,12 @@ from torch import nn
 
 from halftone.calibrate.trajectory import Trajectory
 from halftone.calibrate.walk import FLOAT, QUANTIZED, Unit, Walk
-from halftone.formats import AbstractFormat, Affine, fake_quantize, quantize
+from halftone.formats import Affine
 from halftone.formats.segments import along_weight
 from halftone.foundation.bounds import at_least
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
+from halftone.methods.columns import compensated, in_blocks, round_columns
 from halftone.methods.contract import AbstractMethod, Run, StepReport
 from halftone.methods.effort import Effort, Job, walking
 from halftone.models.cost import FLOAT_BYTES, LayerCost, Work
@@ -32,6 +33,10 @@ class Gptq(AbstractMethod):
         damping: share of the mean diagonal added to the Hessian's diagonal.
         by_activation: round the columns with the largest inputs first ("act-order").
         rows_per_batch: input rows (pixels or tokens) of each batch that enter the Hessian; convolutions have far more than needed.
+        columns: width of the blocks of the Hessian that are looked at; 0 is all of it. Work goes with the cube of it: the widest
+            convolution of Stable Diffusion has 23,040 columns. A block holds whole input channels, one at least.
+        together: whether all layers of a unit look at their inputs in one pass, before any of them is rounded, and not in a pass
+            each.
         skip: globs of the roles whose layers keep the rounding they have.
 
     Convolutions are linears on unfolded patches. Scales come from a rounding step before and are kept.
@@ -48,9 +53,11 @@ class Gptq(AbstractMethod):
     rows_per_batch: int = 2048
     walk_batch: int = 32
     skip: tuple[str, ...] = ()
+    columns: int = 0
+    together: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "damping")
+        at_least(self, 0, "damping", "columns")
         at_least(self, 1, "rows_per_batch", "walk_batch")
 
     def apply(self, model: QuantModel, data: Trajectory, run: Run) -> StepReport:
@@ -59,12 +66,13 @@ class Gptq(AbstractMethod):
         layers: dict[str, dict] = {}
         with run.progress.task("gptq", len(walk), "blocks") as task:
             for unit in walk:
-                for path in (path for path in unit.layers if path not in skipped):
-                    found = run.memo(path, partial(self._round, model, unit, path, run))
-                    layer, scheme = model.layer(path), model.plan.quantized()[path]
-                    layer.hold(found["codes"], layer.weight_affine(), scheme)
-                    before, after = (float(v) for v in found["errors"])
-                    layers[path] = {"error_nearest": before, "error": after}
+                paths = [path for path in unit.layers if path not in skipped]
+                for several in [paths] if self.together else [[path] for path in paths]:
+                    for path, found in self._rounded(model, unit, several, run).items():
+                        layer, scheme = model.layer(path), model.plan.quantized()[path]
+                        layer.hold(found["codes"], layer.weight_affine(), scheme)
+                        before, after = (float(v) for v in found["errors"])
+                        layers[path] = {"error_nearest": before, "error": after}
                 task.advance(note=unit.path)
         return StepReport(layers)
 
@@ -76,119 +84,146 @@ class Gptq(AbstractMethod):
     def effort(self, job: Job) -> Effort:
         found = walking(job, self.walk_batch)
         for unit in job.cost.units:
-            for layer in (layer for layer in unit.layers if layer.path in job.quantized):
-                # Each layer's inputs are seen in passes of its own.
-                for _ in range(self._streams):
-                    found = found.plus(job.unit(unit).over(job.samples, self.walk_batch))
+            layers = [layer for layer in unit.layers if layer.path in job.quantized]
+            passes = self._streams * (min(1, len(layers)) if self.together else len(layers))
+            found = found.plus(job.unit(unit).over(job.samples, self.walk_batch).times(passes))
+            for layer in layers:
                 found = found.plus(*self._effort_of(layer, job.samples))
         return found
 
     def _effort_of(self, layer: LayerCost, samples: int) -> tuple[Work, int]:
         """Return the work and the working bytes of one layer's Hessian and rounding, without the passes."""
         batch, n = min(self.walk_batch, samples), layer.columns
+        width = min(n, self.columns) if self.columns else n
         batches = -(-samples // batch)
         seen = min(batch * layer.rows, self.rows_per_batch)
         out = layer.weights // n // layer.groups
-        moment = Work(batches * seen * n * n, batches * 3 * seen * n, batches * 10)
+        moment = Work(batches * seen * n * width, batches * 3 * seen * n, batches * 10)
         # Two factorisations, an inverse and the errors before and after in float64, which counts twice; then column by column the
         # rest of its block, and block by block the rest of the row.
-        rounding = Work(4 * n**3 + 4.5 * out * n * n, 170 * out * n, 30 * n)
+        rounding = Work(4 * n * width**2 + 4.5 * out * n * width, 170 * out * n, 30 * width)
         return moment.times(self._streams) + rounding.times(layer.groups), FLOAT_BYTES * (
-            2 * seen * n * layer.groups + 13 * n * n
+            2 * seen * n * layer.groups + 13 * n * width
         )
 
-    def _round(self, model: QuantModel, unit: Unit, path: str, run: Run) -> dict[str, torch.Tensor]:
+    def _rounded(self, model: QuantModel, unit: Unit, paths: list[str], run: Run) -> dict[str, dict[str, torch.Tensor]]:
+        """Return codes and errors of the layers at ``paths``, which look at their inputs together."""
+
+        def compute() -> dict[str, torch.Tensor]:
+            moments = self._moments(model, unit, paths, run)
+            found = {path: self._round(model, path, moments.pop(path)) for path in paths}
+            return {f"{path}.{what}": value for path, each in found.items() for what, value in each.items()}
+
+        if not paths:
+            return {}
+        found = run.memo(paths[0], compute)
+        return {path: {what: found[f"{path}.{what}"] for what in ("codes", "errors")} for path in paths}
+
+    def _round(self, model: QuantModel, path: str, moments: list["_Moments"]) -> dict[str, torch.Tensor]:
         layer, weight = model.layer(path), model.target(path)
         assert layer.scheme is not None
         grid = layer.scheme.weight.number_format
-        groups = getattr(layer, "groups", 1)
-        moments = self._moments(model, layer, unit, groups, run)
         affine = along_weight(layer.weight_affine(), layer.segments, weight.ndim)
         codes, errors = [], torch.zeros(2, dtype=torch.float64)
-        columns = weight[0].numel()
-        scale = affine.scale.expand_as(weight).reshape(len(weight), columns)
-        zero_point = affine.zero_point.expand_as(weight).reshape(len(weight), columns)
+        scale = affine.scale.expand_as(weight).flatten(1)
+        zero_point = affine.zero_point.expand_as(weight).flatten(1)
         nearest = layer.dequantized_weight().flatten(1)
-        for g, rows in enumerate(torch.arange(len(weight)).chunk(groups)):
-            second, cross = moments[g]
-            wanted = weight.flatten(1)[rows].float()
+        for moment, rows in zip(moments, torch.arange(len(weight)).chunk(len(moments)), strict=True):
+            cut = partial(in_blocks, width=moment.width)
+            wanted = cut(weight.flatten(1)[rows].float())
             if self.targets == "float":
-                wanted = compensated(wanted, second, cross, self.damping)
-            part = Affine(scale[rows], zero_point[rows])
-            found, rounded = round_columns(wanted, part, grid, second, self.damping, self.by_activation)
-            codes.append(found)
-            for i, candidate in enumerate((nearest[rows], rounded)):
+                wanted = compensated(wanted, moment.second, moment.cross, self.damping)
+            # A column that only fills the last block up has a step, like any other; what it is rounded to is cut off again.
+            part = Affine(cut(scale[rows], fill=1.0), cut(zero_point[rows]))
+            found, rounded = round_columns(wanted, part, grid, moment.second, self.damping, self.by_activation)
+            codes.append(found.movedim(0, 1).flatten(1)[:, : scale.shape[1]])
+            for i, candidate in enumerate((cut(nearest[rows]), rounded)):
                 difference = (candidate - wanted).double()
-                errors[i] += float(((difference @ second.double()) * difference).sum())
+                errors[i] += float(((difference @ moment.second.double()) * difference).sum())
         return {"codes": torch.cat(codes).view(weight.shape), "errors": errors}
 
-    def _moments(
-        self, model: QuantModel, layer: QuantizedLayer, unit: Unit, groups: int, run: Run
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return for each group the second moment of the layer's inputs and their cross moment with the float ones, ``[n, n]``."""
-        totals = [[torch.zeros(()), torch.zeros(())] for _ in range(groups)]
+    def _moments(self, model: QuantModel, unit: Unit, paths: list[str], run: Run) -> dict[str, list["_Moments"]]:
+        """Return the moments of each layer's inputs, one for each of its groups, by path."""
+        layers = {path: model.layer(path) for path in paths}
+        found = {path: self._empty(layer) for path, layer in layers.items()}
         random = generator(run.seed, run.step, unit.path)
         with torch.no_grad():
             for batch in range(len(unit.targets)):
-                chosen = _Rows(layer, self.rows_per_batch, random)
-                mine = chosen.of(unit, QUANTIZED, batch)
+                chosen = _Rows(layers, self.rows_per_batch, random)
+                mine = theirs = chosen.of(unit, QUANTIZED, batch)
                 if self.targets == "float":
                     with model.in_float(unit.path):
                         theirs = chosen.of(unit, FLOAT, batch)
-                else:
-                    theirs = mine
-                for total, q, f in zip(totals, mine.chunk(groups, dim=1), theirs.chunk(groups, dim=1), strict=True):
-                    total[0] = total[0] + q.t() @ q / len(q)
-                    if theirs is not mine:
-                        total[1] = total[1] + f.t() @ q / len(q)
-        if not unit.targets or not all(torch.isfinite(moment).all() for total in totals for moment in total):
+                for path, moments in found.items():
+                    parts = (each[path].chunk(len(moments), dim=1) for each in (mine, theirs))
+                    for moment, q, f in zip(moments, *parts, strict=True):
+                        moment.add(q, f)
+        if not unit.targets or not all(moment.finite() for moments in found.values() for moment in moments):
             raise CalibrationError(f"inputs of a layer in {unit.path}", "finite values", "NaN, infinity or none")
-        return [(second, cross if self.targets == "float" else second) for second, cross in totals]
+        return found
+
+    def _empty(self, layer: QuantizedLayer) -> list["_Moments"]:
+        columns = layer.weight[0].numel()
+        return [_Moments(self._width(columns, layer.weight[0, 0].numel())) for _ in range(getattr(layer, "groups", 1))]
+
+    def _width(self, columns: int, channel: int) -> int:
+        """Return how many of a group's columns are in a block; each input channel has ``channel`` of them."""
+        return min(columns, max(1, self.columns // channel) * channel) if self.columns else columns
+
+
+class _Moments:
+    """Second moment of a layer's inputs, and the cross moment of the float model's with them, both ``[blocks, width, width]``."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.second = self.cross = torch.zeros(())
+
+    def add(self, mine: torch.Tensor, theirs: torch.Tensor) -> None:
+        """Count rows ``[rows, n]`` of the model quantized so far and of the float model; they may be the same."""
+        q = in_blocks(mine, self.width)
+        self.second = self.second + q.mT @ q / len(mine)
+        self.cross = self.second if theirs is mine else self.cross + in_blocks(theirs, self.width).mT @ q / len(mine)
+
+    def finite(self) -> bool:
+        """Return whether all of them are numbers."""
+        return bool(torch.isfinite(self.second).all() and torch.isfinite(self.cross).all())
 
 
 class _Rows:
-    """The same random choice of a layer's input rows, whichever stream feeds the unit."""
+    """The same random choice of layers' input rows, whichever stream feeds the unit."""
 
-    def __init__(self, layer: QuantizedLayer, count: int, random: torch.Generator) -> None:
-        self.layer, self.count, self.random = layer, count, random
-        self.keep: list[torch.Tensor] = []
+    def __init__(self, layers: dict[str, QuantizedLayer], count: int, random: torch.Generator) -> None:
+        self.layers, self.count, self.random = layers, count, random
+        self.keep: dict[str, list[torch.Tensor]] = {path: [] for path in layers}
 
-    def of(self, unit: Unit, stream: int, batch: int) -> torch.Tensor:
-        """Return the rows ``[rows, n]`` that the layer reads while the unit runs once; a layer that runs twice reads two lots."""
-        found: list[torch.Tensor] = []
+    def of(self, unit: Unit, stream: int, batch: int) -> dict[str, torch.Tensor]:
+        """Return the rows ``[rows, n]`` that each layer reads while the unit runs once; a layer that runs twice reads two lots."""
+        found: dict[str, list[torch.Tensor]] = {path: [] for path in self.layers}
 
-        def look(module: nn.Module, args: tuple) -> None:
-            x = self.layer.rounded_part(args[0])
-            found.append(input_rows(module, x.float(), lambda rows: self._kept(len(found), rows)))
+        def looker(path: str) -> Callable[[nn.Module, tuple], None]:
+            def look(module: nn.Module, args: tuple) -> None:
+                x = self.layers[path].rounded_part(args[0])
+                found[path].append(input_rows(module, x.float(), lambda rows: self._kept(path, len(found[path]), rows)))
 
-        hook = self.layer.register_forward_pre_hook(look)
+            return look
+
+        hooks = [layer.register_forward_pre_hook(looker(path)) for path, layer in self.layers.items()]
         try:
             args, kwargs = unit.call(stream, batch)
             unit.module(*args, **kwargs)
         finally:
-            hook.remove()
-        if not found:
-            raise CalibrationError(f"inputs of a layer in {unit.path}", "a layer that runs", "one that does not")
-        return torch.cat(found)
+            for hook in hooks:
+                hook.remove()
+        for path, rows in found.items():
+            if not rows:
+                raise CalibrationError(f"inputs of {path} in {unit.path}", "a layer that runs", "one that does not")
+        return {path: torch.cat(rows) for path, rows in found.items()}
 
-    def _kept(self, time: int, rows: int) -> torch.Tensor:
+    def _kept(self, path: str, time: int, rows: int) -> torch.Tensor:
         """Return which of so many rows are kept when the layer runs for the ``time``-th time."""
-        if time == len(self.keep):
-            self.keep.append(torch.randperm(rows, generator=self.random)[: self.count])
-        return self.keep[time]
-
-
-def compensated(weight: torch.Tensor, second: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the weight ``[out, n]`` that comes closest to ``weight``'s output on float inputs from the inputs there really are.
-
-    ``argmin_V |V Xq - W Xf|^2 + damping * |V - W|^2`` with ``second = Xq Xq^T`` and ``cross = Xf Xq^T``, both ``[n, n]``;
-    ``damping`` is relative to the mean of the diagonal.
-    """
-    h = second.double().clone()
-    diagonal = h.diagonal()
-    diagonal += max(damping, 1e-6) * diagonal.mean().clamp(min=1e-12)
-    change = weight.double() @ (cross.double() - second.double())
-    return weight + torch.linalg.solve(h, change.t()).t().float()
+        if time == len(self.keep[path]):
+            self.keep[path].append(torch.randperm(rows, generator=self.random)[: self.count])
+        return self.keep[path][time]
 
 
 def input_rows(layer: nn.Module, x: torch.Tensor, keep: Callable[[int], torch.Tensor]) -> torch.Tensor:
@@ -218,43 +253,3 @@ def input_rows(layer: nn.Module, x: torch.Tensor, keep: Callable[[int], torch.Te
     x0 = x0[:, None] + torch.arange(layer.kernel_size[1]) * layer.dilation[1]
     patches = padded[sample[:, None, None], y[:, :, None], x0[:, None, :]]  # [rows, kernel, kernel, in]
     return patches.permute(0, 3, 1, 2).flatten(1)
-
-
-def round_columns(
-    weight: torch.Tensor,
-    affine: Affine,
-    grid: AbstractFormat,
-    hessian: torch.Tensor,
-    damping: float,
-    by_activation: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``(codes, rounded)`` ``[out, n]`` of ``weight`` ``[out, n]`` for inputs with second moment ``hessian`` ``[n, n]``.
-
-    ``affine`` has a scale and zero point for each element. Columns whose input is always zero are rounded to nearest.
-    """
-    n = weight.shape[1]
-    h = hessian.double().clone()
-    diagonal = h.diagonal()
-    dead = diagonal == 0
-    diagonal[dead] = 1.0
-    diagonal += damping * diagonal.mean()
-    order = diagonal.argsort(descending=True) if by_activation else torch.arange(n, device=h.device)
-    h = h[order][:, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
-    w = weight[:, order].clone()
-    scale, zero_point = affine.scale[:, order], affine.zero_point[:, order]
-    rounded = torch.empty_like(w)
-    block = 128
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        errors = w.new_empty(len(w), stop - start)
-        for i in range(start, stop):
-            rounded[:, i] = fake_quantize(w[:, i], Affine(scale[:, i], zero_point[:, i]), grid)
-            error = (w[:, i] - rounded[:, i]) / upper[i, i]
-            w[:, i:stop] -= error.unsqueeze(1) * upper[i, i:stop]
-            errors[:, i - start] = error
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
-    back = order.argsort()
-    rounded = rounded[:, back]
-    return quantize(rounded, affine, grid), rounded
