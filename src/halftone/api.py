@@ -13,6 +13,7 @@ from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.progress import Progress
 from halftone.methods.contract import Run
+from halftone.models.component import component as part_of
 from halftone.models.controlnets import refuse_unfit_controlnets
 from halftone.recipes import Quantized, Recipe, load, run_recipe
 
@@ -76,7 +77,9 @@ def quantize(
     Raises:
         ConfigError, MatchError, CalibrationError: see :mod:`halftone.foundation.errors`.
     """
-    loaded = recipe if isinstance(recipe, Recipe) else load(recipe, budget, list(overrides))
+    loaded = recipe
+    if not isinstance(loaded, Recipe):
+        loaded = load(loaded, budget, list(overrides), part_of(pipe, component).parameters)
     refuse_unfit_controlnets(pipe)
     run = Run(
         seed=seed,

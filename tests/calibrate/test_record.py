@@ -210,6 +210,22 @@ def test_constant_inputs_are_refused(data: Trajectory) -> None:
         constant.check()
 
 
+def test_counting_computes_one_call_and_leaves_the_network_as_it_was(pipe: DDIMPipeline) -> None:
+    own, computed = pipe.unet.forward, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal computed
+        computed += 1
+        return own(*args, **kwargs)
+
+    pipe.unet.forward = counted
+    assert count_calls(pipe, 5, {"batch_size": 1}) == 5 and computed == 1
+    assert pipe.unet.forward is counted
+    del pipe.unet.forward
+    count_calls(pipe, 2, {"batch_size": 1})
+    assert "forward" not in vars(pipe.unet)
+
+
 @pytest.mark.parametrize(("samples", "steps"), [(0, 4), (4, 0)])
 def test_nothing_to_record_is_refused(pipe: DDIMPipeline, samples: int, steps: int) -> None:
     with pytest.raises(CalibrationError, match="at least one sample"):

@@ -11,6 +11,7 @@ from diffusers import DDIMPipeline
 from halftone.foundation.errors import ConfigError
 from halftone.methods.contract import Run
 from halftone.recipes import load, run_recipe
+from halftone.recipes.recipe import LARGE
 
 BASE: dict[str, Any] = {
     "name": "mine",
@@ -108,6 +109,34 @@ def test_a_budget_of_the_extended_recipe_loses_what_was_dropped(write: Callable[
         recipe.steps["reconstruct"]["iterations"] == load("q-diffusion-w4a8", "demo").steps["reconstruct"]["iterations"]
     )
     assert "learn_steps" not in recipe.steps
+
+
+def test_a_large_denoiser_has_budgets_of_its_own(write: Callable[..., str]) -> None:
+    large = {"fast": {"drop": ["reconstruct"], "set": {"calibration.samples": 7, "steps.activations.samples": 2}}}
+    path = _file(write, "child", extends="q-diffusion-w4a8-published", drop=["learn_steps"], large=large)
+    small, same = load(path, "fast"), load(path, "fast", parameters=LARGE)
+    assert small == same and "reconstruct" in small.steps and small.calibration.samples == 512
+    found = load(path, "fast", ["calibration.samples=8"], LARGE + 1)
+    assert list(found.steps) == ["split", "weights", "activations"]
+    assert (found.calibration.samples, found.steps["activations"]["samples"]) == (8, 2)
+    assert load(path, "paper", parameters=LARGE + 1) == load(path, "paper")
+    grandchild = _file(write, "grandchild", extends=path, drop=["reconstruct"])
+    assert list(load(grandchild, "fast", parameters=LARGE + 1).steps) == ["split", "weights", "activations"]
+
+
+@pytest.mark.parametrize(
+    ("large", "words"),
+    [
+        ({"quick": {}}, "large: expected demo, fast or paper"),
+        ({"fast": {"steps": []}}, "large.fast"),
+        ({"fast": {"drop": ["reconstruction"]}}, "large.fast.drop: expected a step of the recipe.*reconstruct"),
+        (["fast"], "a mapping by budget"),
+    ],
+)
+def test_wrong_words_about_large_denoisers(write: Callable[..., str], large: Any, words: str) -> None:
+    path = _file(write, "child", extends="q-diffusion-w4a8-published", large=large)
+    with pytest.raises(ConfigError, match=words):
+        load(path, "fast", parameters=LARGE + 1)
 
 
 def test_extending_a_file_twice(write: Callable[..., str]) -> None:

@@ -36,14 +36,16 @@ def show(
         from halftone.cli.models import resolve
         from halftone.recipes import load
 
-        loaded = load(recipe, budget, assignments)
+        load(recipe, budget, assignments)  # what is wrong with it is said before a model is looked for
         check_table(roles)
         located = resolve(model)
         from halftone.artifact import load_outline
         from halftone.recipes.forecast import forecast
         from halftone.recipes.speed import measure
 
-        found = forecast(load_outline(located).module, loaded, budget, steps, memory, roles)
+        module = load_outline(located).module
+        loaded = load(recipe, budget, assignments, sum(parameter.numel() for parameter in module.parameters()))
+        found = forecast(module, loaded, budget, steps, memory, roles)
         speed = measure() if found.work and None not in found.work.values() else None
     emit({**found.plain(), "seconds": _seconds(found, speed)}, json, lambda: _human(found, speed, layers))
 

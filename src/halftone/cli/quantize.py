@@ -153,7 +153,7 @@ def _quantize(
             )
     each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts) or None
     progress.say(f"quantizing {model} with {recipe}, budget {how['budget']}:")
-    for line in resolved(load(recipe, how["budget"], how["overrides"]))[1].splitlines():
+    for line in resolved(load(recipe, how["budget"], how["overrides"], component(pipe).parameters))[1].splitlines():
         progress.say(f"  {line}")
     result = quantize(pipe, recipe, each=each, work=work, progress=progress, later=others, **how)
     report = {"model": label(model), **result.report}

@@ -35,6 +35,10 @@ class Component:
     def network(self) -> nn.Module:
         return self.owner.get_submodule(self.path) if self.path else self.owner
 
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.owner.parameters())
+
     def inside(self, path: str) -> bool:
         """Whether the owner's module at ``path`` is part of the network."""
         return not self.path or path == self.path or path.startswith(f"{self.path}.")

@@ -229,12 +229,12 @@ def _efforts(recipe: Recipe, plan: Plan, cost: ModelCost, steps: int) -> dict[st
     job = Job(cost, samples, frozenset(plan.quantized()), bool(plan.operands))
     chosen = recipe.calibration.selection().choose(steps, samples, generator(0, "calibration", "select"))
     trajectories = int(chosen.bincount().max())
-    # The last call that is wanted is not computed; one sampling more counts the calls.
+    # The last call that is wanted is not computed; one call more for counting them.
     recorded = cost.forward.over(trajectories, recipe.calibration.batch).times(int(chosen.max()))
     # Each probed call is followed by those after it, on average half of all.
     probed = cost.forward.over(recipe.calibration.influence, recipe.calibration.influence or 1)
     followed = probed.times(steps * (1 + min(steps, PROBES) / 2))
-    found: dict[str, Effort | None] = {"record": Effort(recorded + cost.forward.times(steps) + followed)}
+    found: dict[str, Effort | None] = {"record": Effort(recorded + cost.forward + followed)}
     return {**found, **{name: method.effort(job) for name, method in recipe.methods().items()}}
 
 

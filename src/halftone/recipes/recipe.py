@@ -1,6 +1,7 @@
 """A recipe: policy, calibration and steps, read strictly from YAML."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,8 @@ from halftone.recipes.rooms import method_class
 BUDGETS = ("demo", "fast", "paper")
 _LIBRARY = "halftone.recipes.library"
 _INHERITANCE = ("extends", "drop", "set")
+# Parameters of a denoiser above which a budget is another one. Of the zoo's there is none, Stable Diffusion 1.5 has 860 million.
+LARGE = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,15 @@ class Expectation:
 
 
 @dataclass(frozen=True)
+class Enlarged:
+    """How a budget differs for a denoiser of more than ``LARGE`` parameters: names of steps that it does without, and values by
+    dotted path. In a YAML file at ``large``, by budget; it is carried out when a recipe is loaded for such a denoiser."""
+
+    drop: tuple[str, ...] = ()
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A resolved recipe.
 
@@ -127,24 +139,58 @@ def names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-def load(source: str, budget: str = "paper", overrides: list[str] | None = None, seen: tuple[str, ...] = ()) -> Recipe:
+def load(
+    source: str,
+    budget: str = "paper",
+    overrides: list[str] | None = None,
+    parameters: int = 0,
+) -> Recipe:
     """Return the recipe called ``source``, or in the file ``source``, at a budget, with ``path=value`` overrides.
+
+    Args:
+        parameters: of the denoiser; what the recipe says of large ones holds from ``LARGE`` on.
 
     Raises:
         ConfigError: unknown recipe, key or budget (with a suggestion), or a recipe that contradicts itself.
     """
     if budget not in BUDGETS:
         raise ConfigError("budget", "one of " + ", ".join(BUDGETS), budget, suggest(budget, BUDGETS))
-    data = _resolve(source, seen)
+    data = _resolve(source, ())
+    large = _large(data)
     data = assigned(data, (data.get("budgets") or {}).get(budget, {}))
+    if parameters > LARGE:
+        data = _enlarged(data, large.get(budget, Enlarged()), f"large.{budget}")
     if overrides:
         data = override(data, overrides, new_keys=True)
     recipe = build(Recipe, data, f"recipe {data.get('name', source)}")
-    unknown = set(recipe.budgets) - set(BUDGETS)
-    if unknown:
-        raise ConfigError(f"recipe {recipe.name}: budgets", "demo, fast or paper", ", ".join(sorted(unknown)))
+    _check_budgets(recipe.name, "budgets", recipe.budgets)
     recipe.methods()
     return recipe
+
+
+def _check_budgets(name: str, key: str, found: Iterable[str]) -> None:
+    unknown = set(found) - set(BUDGETS)
+    if unknown:
+        raise ConfigError(f"recipe {name}: {key}", "demo, fast or paper", ", ".join(sorted(unknown)))
+
+
+def _large(data: dict[str, Any]) -> dict[str, Enlarged]:
+    """Take out of a recipe's plain data what it says of large denoisers, and return it by budget."""
+    name, found = str(data.get("name")), data.pop("large", None) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"recipe {name}: large", "a mapping by budget", type(found).__name__)
+    _check_budgets(name, "large", found)
+    return {budget: build(Enlarged, how, f"recipe {name}: large.{budget}") for budget, how in found.items()}
+
+
+def _enlarged(data: dict[str, Any], how: Enlarged, where: str) -> dict[str, Any]:
+    """Return a recipe's plain data as it is for a large denoiser."""
+    for step in how.drop:
+        if step not in data["steps"]:
+            where = f"recipe {data.get('name')}: {where}.drop"
+            raise ConfigError(where, "a step of the recipe", step, suggest(step, data["steps"]))
+    steps = {name: step for name, step in data["steps"].items() if name not in how.drop}
+    return dict(assigned({**data, "steps": steps}, how.set))
 
 
 def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -164,11 +210,19 @@ def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
             fix = suggest(str(step), merged["steps"])
             raise ConfigError(f"recipe {source}: drop", "a step of the extended recipe", str(step), fix)
         del merged["steps"][step]
-        for changes in (merged.get("budgets") or {}).values():
-            for path in [path for path in changes if path.startswith(f"steps.{step}.")]:
-                del changes[path]
+        _forget(merged, str(step))
     merged = assigned(merged, inheritance.get("set") or {})
     return {**merged, **data}
+
+
+def _forget(data: dict[str, Any], step: str) -> None:
+    """Take out of budgets and of what holds for large models what they say about a step that is gone."""
+    large = list((data.get("large") or {}).values())
+    for how in large:
+        how["drop"] = [each for each in how.get("drop", []) if each != step]
+    for changes in (*(data.get("budgets") or {}).values(), *(how.get("set", {}) for how in large)):
+        for path in [path for path in changes if path.startswith(f"steps.{step}.")]:
+            del changes[path]
 
 
 def _read(source: str) -> dict[str, Any]:
