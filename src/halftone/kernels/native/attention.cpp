@@ -102,11 +102,11 @@ inline void stored(uint16_t* to, __m512 x, __mmask16 mask) {
 
 inline __mmask16 first(int64_t n) { return n >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << n) - 1); }
 
-// 2^x for x up to about 20, with a relative error of 3e-6; 2^-126 for all that is less.
+// 2^x for x up to about 20, with a relative error of 3e-6 (a minimax polynomial on [-1/2, 1/2]); 2^-126 for all that is less.
 inline __m512 power(__m512 x) {
     x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
-    const __m512 shifted = _mm512_add_ps(x, _mm512_set1_ps(kMagic));
-    const __m512 r = _mm512_sub_ps(x, _mm512_sub_ps(shifted, _mm512_set1_ps(kMagic)));
+    const __m512 magic = _mm512_set1_ps(kMagic), shifted = _mm512_add_ps(x, magic);
+    const __m512 r = _mm512_sub_ps(x, _mm512_sub_ps(shifted, magic));
     __m512 p = _mm512_set1_ps(9.570101858e-3f);
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.591786032e-2f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402474483e-1f));
@@ -147,6 +147,12 @@ inline void interleave(const uint8_t* rows, int64_t words, int32_t* out) {
         for (int64_t g = 0; g < words; ++g) out[g * kBlock + n] = word(rows + 4 * (n * words + g));
 }
 
+// Words of one key's row to its place among the keys of its tile.
+inline void spread(const uint8_t* row, int64_t words, int32_t* keys, int64_t j) {
+    int32_t* own = keys + j / kTile * words * kTile + j % kTile;
+    for (int64_t g = 0; g < words; ++g) own[g * kTile] = word(row + 4 * g);
+}
+
 // What a block of queries knows of its rows: the score that exponentials are relative to (times `unit`, in powers of two), and their sum.
 struct Rows {
     __m512 reference[2], sum[2];
@@ -173,7 +179,8 @@ inline bool raise(Rows& rows, const __m512 most[2], __m512 unit, __m512 faded[2]
 }
 
 // Makes the scores of a tile into exponentials, and returns whether the reference was raised. Keys from `count` on get zeros.
-inline bool exponentials(__m512 (&scores)[kTile][2], int64_t count, __m512 unit, Rows& rows, __m512 faded[2]) {
+inline bool exponentials(__m512 (&scores)[kTile][2], int64_t count, float factor, Rows& rows, __m512 faded[2]) {
+    const __m512 unit = _mm512_set1_ps(factor);
     __m512 most[2] = {scores[0][0], scores[0][1]};
     const bool whole = __builtin_expect(count == kTile, 1);
 #pragma GCC unroll 12
@@ -198,27 +205,55 @@ struct Codes {
     float scale;  // of the result: those of the probabilities and of v
 };
 
+// What differs between the products: how a register is summed up, and how a broadcast word is taken.
+struct OfCodes {
+    using Sum = __m512i;
+    static Sum load(const void* at) { return _mm512_load_si512(at); }
+    static void store(void* at, Sum sum) { _mm512_store_si512(at, sum); }
+    static Sum begin(int32_t bits) { return _mm512_set1_epi32(bits); }
+    static Sum add(Sum sum, __m512i left, int32_t right) { return _mm512_dpbusd_epi32(sum, left, _mm512_set1_epi32(right)); }
+};
+
+// Sums [tile][32] of products of a tile's keys and 32 queries; each key's begin with its `start`. Not made part of its callers, which
+// would leave it too few registers.
+template <typename Product>
+__attribute__((noinline)) void multiply(const int32_t* keys, const int32_t* q, int64_t words, const int32_t* start, void* out) {
+    typename Product::Sum s[kTile][2];
+#pragma GCC unroll 12
+    for (int j = 0; j < kTile; ++j) s[j][0] = s[j][1] = Product::begin(start[j]);
+    for (int64_t g = 0; g < words; ++g, keys += kTile, q += kBlock) {
+        const __m512i left = _mm512_load_si512(q), right = _mm512_load_si512(q + kLanes);
+#pragma GCC unroll 12
+        for (int j = 0; j < kTile; ++j) {
+            s[j][0] = Product::add(s[j][0], left, keys[j]);
+            s[j][1] = Product::add(s[j][1], right, keys[j]);
+        }
+    }
+#pragma GCC unroll 24
+    for (int i = 0; i < 2 * kTile; ++i) Product::store(static_cast<uint8_t*>(out) + i * 64, s[i / 2][i % 2]);
+}
+
 // A head's keys and values as they are multiplied.
 struct Head {
-    const uint8_t* keys;   // int8 [padded keys][words of 4 channels]: codes minus 128
+    const int32_t* keys;   // int8 [tiles][words of 4 channels][keys of a tile]: codes minus 128
     const int32_t* start;  // [padded keys]: what a key's sums begin with, minus q's zero point times its codes' sum
     const uint8_t* values; // int8 [padded keys / 4][padded width][4]: codes minus 128
 };
 
 template <typename T>
-void pack_head(const T* k, const T* v, const Shape& s, const Codes& n, int64_t words, int64_t columns, bool magic, uint8_t* keys,
-               int32_t* start, uint8_t* values) {
+void pack_head(const T* k, const T* v, const Shape& s, const Codes& n, int64_t words, int64_t columns, bool magic, int32_t* keys,
+               int32_t* start, uint8_t* values, Scratch& memory) {
     const int64_t padded = rounded(s.keys, kTile);
+    uint8_t* row = memory.of(static_cast<size_t>(4 * words));
+    const __m512i ones = _mm512_set1_epi8(1);
     for (int64_t j = 0; j < padded; ++j) {
-        int8_t* row = reinterpret_cast<int8_t*>(keys) + j * 4 * words;
-        int32_t sum = 0;
-        if (j < s.keys) {
-            encode(k + j * s.k_token, reinterpret_cast<uint8_t*>(row), s.width, 4 * words, n.k, 128);
-            for (int64_t c = 0; c < 4 * words; ++c) sum += row[c];
-        } else {
-            std::memset(row, 0, static_cast<size_t>(4 * words));
-        }
-        start[j] = (magic ? kMagicBits : 0) - n.q.zero * sum;
+        if (j < s.keys) encode(k + j * s.k_token, row, s.width, 4 * words, n.k, 128);
+        else std::memset(row, 0, static_cast<size_t>(4 * words));
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t g = 0; g < words; g += kLanes)
+            sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi32(first(words - g), row + 4 * g));
+        start[j] = (magic ? kMagicBits : 0) - n.q.zero * _mm512_reduce_add_epi32(sum);
+        spread(row, words, keys, j);
     }
     for (int64_t j = 0; j < padded; j += 4) {
         int32_t* out = reinterpret_cast<int32_t*>(values + j * columns);
@@ -240,32 +275,21 @@ void pack_head(const T* k, const T* v, const Shape& s, const Codes& n, int64_t w
 
 // Scores of a tile of keys and 32 queries, made into exponentials [tile][32]; keys from `count` on get zeros.
 template <bool Magic>
-inline void tile_of_codes(const Head& head, const int32_t* q, int64_t words, int64_t at, int64_t count, __m512 unit, Rows& rows,
+inline void tile_of_codes(const Head& head, const int32_t* q, int64_t words, int64_t at, int64_t count, float unit, Rows& rows,
                           float* out) {
-    __m512i sums[kTile][2];
-    const uint8_t* keys = head.keys + at * 4 * words;
-#pragma GCC unroll 12
-    for (int j = 0; j < kTile; ++j) sums[j][0] = sums[j][1] = _mm512_set1_epi32(head.start[at + j]);
-    for (int64_t g = 0; g < words; ++g) {
-        const __m512i left = _mm512_load_si512(q + g * kBlock), right = _mm512_load_si512(q + g * kBlock + kLanes);
-#pragma GCC unroll 12
-        for (int j = 0; j < kTile; ++j) {
-            const __m512i key = _mm512_set1_epi32(word(keys + 4 * (j * words + g)));
-            sums[j][0] = _mm512_dpbusd_epi32(sums[j][0], left, key);
-            sums[j][1] = _mm512_dpbusd_epi32(sums[j][1], right, key);
-        }
-    }
+    multiply<OfCodes>(head.keys + at * words, q, words, head.start + at, out);
     __m512 scores[kTile][2], faded[2];
-#pragma GCC unroll 12
-    for (int j = 0; j < kTile; ++j)
-        for (int h = 0; h < 2; ++h) scores[j][h] = Magic ? _mm512_castsi512_ps(sums[j][h]) : _mm512_cvtepi32_ps(sums[j][h]);
+#pragma GCC unroll 24
+    for (int i = 0; i < 2 * kTile; ++i) {
+        const __m512i sum = _mm512_load_si512(out + i * kLanes);
+        scores[i / 2][i % 2] = Magic ? _mm512_castsi512_ps(sum) : _mm512_cvtepi32_ps(sum);
+    }
     exponentials(scores, count, unit, rows, faded);
-#pragma GCC unroll 12
-    for (int j = 0; j < kTile; ++j)
-        for (int h = 0; h < 2; ++h) {
-            rows.sum[h] = _mm512_add_ps(rows.sum[h], scores[j][h]);
-            _mm512_store_ps(out + j * kBlock + h * kLanes, scores[j][h]);
-        }
+#pragma GCC unroll 24
+    for (int i = 0; i < 2 * kTile; ++i) {
+        rows.sum[i % 2] = _mm512_add_ps(rows.sum[i % 2], scores[i / 2][i % 2]);
+        _mm512_store_ps(out + i * kLanes, scores[i / 2][i % 2]);
+    }
 }
 
 // The codes of four keys' probabilities, in the order that a dot product takes them.
@@ -278,14 +302,6 @@ inline __m512i packed(const float* e, __m512 factor, __m512i top) {
     const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     return _mm512_shuffle_epi8(_mm512_packus_epi16(low, high), order);
 }
-
-// What differs between the products: how a register is summed up, and how a broadcast word is taken.
-struct OfCodes {
-    using Sum = __m512i;
-    static Sum load(const void* at) { return _mm512_load_si512(at); }
-    static void store(void* at, Sum sum) { _mm512_store_si512(at, sum); }
-    static Sum add(Sum sum, __m512i left, int32_t right) { return _mm512_dpbusd_epi32(sum, left, _mm512_set1_epi32(right)); }
-};
 
 // sums [columns][32] += probabilities [groups][2 registers] times values [groups][columns], `Step` columns at a time.
 template <typename Product, int Step>
@@ -340,12 +356,11 @@ void block_of_codes(const Head& head, const T* q, T* out, int64_t queries, const
     for (int64_t i = 0; i < queries; ++i) encode(q + i * s.q_token, rows_of_q + i * 4 * words, s.width, 4 * words, n.q, 0);
     interleave(rows_of_q, words, packed_q);
 
-    const __m512 unit = _mm512_set1_ps(n.unit);
     Rows rows;
     for (int h = 0; h < 2; ++h) rows.reference[h] = _mm512_set1_ps(-1e30f), rows.sum[h] = _mm512_setzero_ps();
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t count = s.keys - t * kTile < kTile ? s.keys - t * kTile : kTile;
-        tile_of_codes<Magic>(head, packed_q, words, t * kTile, count, unit, rows, exponentials + t * kTile * kBlock);
+        tile_of_codes<Magic>(head, packed_q, words, t * kTile, count, n.unit, rows, exponentials + t * kTile * kBlock);
         for (int h = 0; h < 2; ++h) _mm512_store_ps(references + 32 * t + h * kLanes, rows.reference[h]);
     }
 
@@ -403,14 +418,15 @@ void attend_codes(const T* q, const T* k, const T* v, T* out, const Shape& s, co
         for (int64_t i = 0; i < heads; ++i) {
             const int64_t b = i / s.heads, h = i % s.heads;
             uint8_t* place = memory + i * bytes;
-            pack_head(k + b * s.k_sample + h * s.k_head, v + b * s.v_sample + h * s.v_head, s, n, words, columns, magic, place,
-                      reinterpret_cast<int32_t*>(place + key_bytes), place + key_bytes + start_bytes);
+            pack_head(k + b * s.k_sample + h * s.k_head, v + b * s.v_sample + h * s.v_head, s, n, words, columns, magic,
+                      reinterpret_cast<int32_t*>(place), reinterpret_cast<int32_t*>(place + key_bytes),
+                      place + key_bytes + start_bytes, scratch);
         }
 #pragma omp for schedule(dynamic, 4)
         for (int64_t i = 0; i < heads * blocks; ++i) {
             const int64_t b = i / blocks / s.heads, h = i / blocks % s.heads, from = i % blocks * kBlock;
             const uint8_t* place = memory + i / blocks * bytes;
-            const Head head{place, reinterpret_cast<const int32_t*>(place + key_bytes), place + key_bytes + start_bytes};
+            const Head head{reinterpret_cast<const int32_t*>(place), reinterpret_cast<const int32_t*>(place + key_bytes), place + key_bytes + start_bytes};
             const T* own = q + b * s.q_sample + h * s.q_head + from * s.q_token;
             T* result = out + b * s.out_sample + h * s.out_head + from * s.out_token;
             const int64_t queries = s.queries - from < kBlock ? s.queries - from : kBlock;
@@ -428,6 +444,7 @@ struct OfHalves {
     using Sum = __m512;
     static Sum load(const void* at) { return _mm512_load_ps(at); }
     static void store(void* at, Sum sum) { _mm512_store_ps(at, sum); }
+    static Sum begin(int32_t) { return _mm512_setzero_ps(); }
     static Sum add(Sum sum, __m512i left, int32_t right) {
         return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(left), reinterpret_cast<__m512bh>(_mm512_set1_epi32(right)));
     }
@@ -435,14 +452,16 @@ struct OfHalves {
 
 constexpr int32_t kOnes = 0x3F803F80;  // two
 
-// Keys [padded keys][words of 2 channels], values [padded keys / 2][columns][2].
-void pack_head(const uint16_t* k, const uint16_t* v, const Shape& s, int64_t words, int64_t columns, uint8_t* keys, uint8_t* values) {
+// Keys [tiles][words of 2 channels][keys of a tile], values [padded keys / 2][columns][2].
+void pack_head(const uint16_t* k, const uint16_t* v, const Shape& s, int64_t words, int64_t columns, int32_t* keys, uint8_t* values,
+               Scratch& memory) {
     const int64_t padded = rounded(s.keys, kTile);
+    uint8_t* row = memory.of(static_cast<size_t>(4 * words));
+    std::memset(row, 0, static_cast<size_t>(4 * words));
     for (int64_t j = 0; j < padded; ++j) {
-        uint16_t* row = reinterpret_cast<uint16_t*>(keys) + j * 2 * words;
-        std::memset(row + 2 * words - 2, 0, 4);
         if (j < s.keys) std::memcpy(row, k + j * s.k_token, static_cast<size_t>(2 * s.width));
         else std::memset(row, 0, static_cast<size_t>(4 * words));
+        spread(row, words, keys, j);
     }
     for (int64_t j = 0; j < padded; j += 2)
         for (int64_t c = 0; c < columns; c += kLanes) {
@@ -458,20 +477,13 @@ void pack_head(const uint16_t* k, const uint16_t* v, const Shape& s, int64_t wor
 }
 
 // Probabilities (to a power of two, before the division by their sum) of a tile of keys, those of two keys in a word.
-inline bool tile_of_halves(const uint8_t* keys, const int32_t* q, int64_t words, int64_t count, __m512 unit, Rows& rows, __m512 faded[2],
+inline bool tile_of_halves(const int32_t* keys, const int32_t* q, int64_t words, int64_t count, float unit, Rows& rows, __m512 faded[2],
                            __m512i* out) {
+    static constexpr int32_t kNoStart[kTile] = {};
+    multiply<OfHalves>(keys, q, words, kNoStart, out);  // twice the room that the probabilities take
     __m512 scores[kTile][2];
-#pragma GCC unroll 12
-    for (int j = 0; j < kTile; ++j) scores[j][0] = scores[j][1] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < words; ++g) {
-        const __m512i left = _mm512_load_si512(q + g * kBlock), right = _mm512_load_si512(q + g * kBlock + kLanes);
-#pragma GCC unroll 12
-        for (int j = 0; j < kTile; ++j) {
-            const int32_t key = word(keys + 4 * (j * words + g));
-            scores[j][0] = OfHalves::add(scores[j][0], left, key);
-            scores[j][1] = OfHalves::add(scores[j][1], right, key);
-        }
-    }
+#pragma GCC unroll 24
+    for (int i = 0; i < 2 * kTile; ++i) scores[i / 2][i % 2] = _mm512_load_ps(out + i);
     const bool raised = exponentials(scores, count, unit, rows, faded);
     const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(static_cast<int32_t>(0xFFFF0000));
 #pragma GCC unroll 12
@@ -487,12 +499,12 @@ inline bool tile_of_halves(const uint8_t* keys, const int32_t* q, int64_t words,
     return raised;
 }
 
-void block_of_halves(const uint8_t* keys, const uint8_t* values, const uint16_t* q, uint16_t* out, int64_t queries, const Shape& s,
+void block_of_halves(const int32_t* keys, const uint8_t* values, const uint16_t* q, uint16_t* out, int64_t queries, const Shape& s,
                      float unit, int64_t words, int64_t columns, Scratch& memory) {
     const int64_t tiles = rounded(s.keys, kTile) / kTile, step = step_of(s.width);
-    uint8_t* place = memory.of(static_cast<size_t>(kChunk * 64 + 4 * columns * kBlock + 8 * words * kBlock + 64));
+    uint8_t* place = memory.of(static_cast<size_t>((kChunk + kTile) * 64 + 4 * columns * kBlock + 8 * words * kBlock + 64));
     __m512i* probabilities = reinterpret_cast<__m512i*>(place);
-    float* sums = reinterpret_cast<float*>(probabilities + kChunk);
+    float* sums = reinterpret_cast<float*>(probabilities + kChunk + kTile);
     int32_t* packed_q = reinterpret_cast<int32_t*>(sums + columns * kBlock);
     uint8_t* rows_of_q = reinterpret_cast<uint8_t*>(packed_q + words * kBlock);
     std::memset(rows_of_q, 0, static_cast<size_t>(4 * words * kBlock));
@@ -518,7 +530,7 @@ void block_of_halves(const uint8_t* keys, const uint8_t* values, const uint16_t*
         const int64_t count = s.keys - t * kTile < kTile ? s.keys - t * kTile : kTile;
         __m512 faded[2];
         __m512i* place_of_tile = probabilities + (at + end - begin) * kTile;
-        if (tile_of_halves(keys + t * kTile * 4 * words, packed_q, words, count, _mm512_set1_ps(unit), rows, faded, place_of_tile)) {
+        if (tile_of_halves(keys + t * kTile * words, packed_q, words, count, unit, rows, faded, place_of_tile)) {
             flush();
             for (int64_t c = 0; c < columns; ++c)
                 for (int h = 0; h < 2; ++h) {
@@ -550,15 +562,15 @@ void attend_halves(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint
         for (int64_t i = 0; i < heads; ++i) {
             const int64_t b = i / s.heads, h = i % s.heads;
             uint8_t* place = memory + i * bytes;
-            pack_head(k + b * s.k_sample + h * s.k_head, v + b * s.v_sample + h * s.v_head, s, words, columns, place,
-                      place + key_bytes);
+            pack_head(k + b * s.k_sample + h * s.k_head, v + b * s.v_sample + h * s.v_head, s, words, columns,
+                      reinterpret_cast<int32_t*>(place), place + key_bytes, scratch);
         }
 #pragma omp for schedule(dynamic, 4)
         for (int64_t i = 0; i < heads * blocks; ++i) {
             const int64_t b = i / blocks / s.heads, h = i / blocks % s.heads, from = i % blocks * kBlock;
             const uint8_t* place = memory + i / blocks * bytes;
             const int64_t queries = s.queries - from < kBlock ? s.queries - from : kBlock;
-            block_of_halves(place, place + key_bytes, q + b * s.q_sample + h * s.q_head + from * s.q_token,
+            block_of_halves(reinterpret_cast<const int32_t*>(place), place + key_bytes, q + b * s.q_sample + h * s.q_head + from * s.q_token,
                             out + b * s.out_sample + h * s.out_head + from * s.out_token, queries, s, unit, words, columns, scratch);
         }
     }
