@@ -55,4 +55,7 @@ def _human(found: dict[str, Any]) -> str:
     lines.append(
         f"loops      {'compiled for this processor' if missing is None else f'PyTorch operators instead, slower: {missing}'}"
     )
+    for kind, reason in found["native_attention"].items():
+        without = {"codes": "simulated, slower", "bfloat16": "PyTorch's own"}[kind]
+        lines.append(f"attention  on {kind}: {'native' if reason is None else f'{without}: {reason}'}")
     return "\n".join(lines)

@@ -125,10 +125,7 @@ def _human(found: "Inspection") -> str:
     if refusals:
         lines.append("Refused by faster kernels:")
         lines += [f"  {reason} ({some(paths)})" for reason, paths in refusals.items()]
-    if found.operands:
-        kinds = sorted({f"{each.site} {each.format}" for each in found.operands})
-        places = len({each.path for each in found.operands})
-        lines.append(f"Attention operands, simulated in {places} attentions: {', '.join(kinds)}")
+    lines += _operands(found)
     lines += _left_float(found)
     kernels = ", ".join(f"{count} on {name}" for name, count in totals["by_kernel"].items())
     lines.append(f"{totals['layers']} layers: {kernels}; {totals['inferred_roles']} roles inferred")
@@ -144,6 +141,20 @@ def _human(found: "Inspection") -> str:
             verdict = f"BEYOND the tolerance: {some(totals['disagreeing'])}"
         lines.append(f"Largest difference from simulate: {totals['largest_difference']:.1e}; {verdict}")
     return "\n".join(lines)
+
+
+def _operands(found: "Inspection") -> list[str]:
+    """Return a line for each kernel of attention, and why others were refused."""
+    lines = []
+    for kernel in sorted({each.kernel for each in found.operands}):
+        own = [each for each in found.operands if each.kernel == kernel]
+        kinds, places = sorted({f"{each.site} {each.format}" for each in own}), sorted({each.path for each in own})
+        masked = ", simulated where a call has a mask" if own[0].arithmetic != "simulated" else ""
+        places_said = f"{len(places)} attention{'s' * (len(places) != 1)}"
+        lines.append(f"Attention operands, {own[0].arithmetic} in {places_said} ({kernel}{masked}): {', '.join(kinds)}")
+        reasons = sorted({f"  {name}: {reason}" for each in own for name, reason in each.refused.items()})
+        lines += ["Refused by faster kernels of attention:", *reasons] if reasons else []
+    return lines
 
 
 def _components(parts: dict[str, dict[str, Any]]) -> list[str]:

@@ -72,7 +72,7 @@ def _human(found: "Forecast", speed: "Speed | None", layers: bool) -> str:
     lines += _left_float(found)
     if found.operands:
         lines.append(
-            "Attention operands, simulated: " + ", ".join(f"{n} x {name}" for name, n in found.operands.items())
+            "Attention operands: " + ", ".join(f"{n} x {name}" for name, n in found.operands.items())
         )
     split = [layer.path for layer in found.layers if layer.parts]
     if split:

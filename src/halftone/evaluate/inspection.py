@@ -70,12 +70,19 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class OperandFacts:
-    """One quantized operand of an attention's matrix products. No kernel multiplies their codes: always simulated."""
+    """One quantized operand of an attention's matrix products.
+
+    Attributes:
+        arithmetic: of the kernel that runs the attention; calls with a mask are simulated whatever it is.
+        refused: why kernels that would be preferred do not run it, by name.
+    """
 
     path: str
     site: str
     format: str
     arithmetic: str = "simulated"
+    kernel: str = "reference"
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class Inspection:
             "inferred_roles": sum(layer.inferred for layer in self.layers),
             "by_kernel": dict(Counter(layer.kernel or "float" for layer in self.layers)),
             "by_arithmetic": dict(Counter(layer.arithmetic for layer in self.layers)),
-            "simulated_operands": len(self.operands),
+            "simulated_operands": sum(each.arithmetic == "simulated" for each in self.operands),
             "without_role": len(self.without_role),
             "largest_difference": max((layer.difference or 0.0 for layer in measured), default=None),
             "disagreeing": [layer.path for layer in measured if not layer.agrees],
@@ -140,10 +147,10 @@ def inspect_model(target: DiffusionPipeline | nn.Module, agreement: bool = True)
         if isinstance(module, QUANTIZABLE) and path in roles
     )
     operands = tuple(
-        OperandFacts(path.rpartition(".")[0], site, spec.format)
+        _operand_facts(path.rpartition(".")[0], module, site)
         for path, module in model.named_modules()
         if isinstance(module, AttentionOperands)
-        for site, spec in module.site_specs.items()
+        for site in module.site_specs
         if module.is_quantized(site)
     )
     return Inspection(
@@ -191,6 +198,12 @@ def _facts(path: str, module: nn.Module, role: str, inferred: bool, agreement: b
         difference=measured_difference(path, module) if agreement else None,
         tolerance=choice.kernel.tolerance,
     )
+
+
+def _operand_facts(path: str, owner: AttentionOperands, site: str) -> OperandFacts:
+    choice = owner.choice()
+    arithmetic, refused = choice.kernel.arithmetic, dict(choice.refused)
+    return OperandFacts(path, site, owner.site_specs[site].format, arithmetic, choice.name, refused)
 
 
 @torch.no_grad()

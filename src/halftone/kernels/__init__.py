@@ -1,6 +1,23 @@
 """Kernels: how one quantized layer is computed on one kind of machine. ``library/`` holds one per file."""
 
+from halftone.kernels.attention_contract import AbstractAttentionKernel, Attend, Attention, Operand
 from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared, TakesCodes
-from halftone.kernels.select import Choice, choose, engines
+from halftone.kernels.select import AttentionChoice, Choice, choose, choose_attention, engines
 
-__all__ = ["AbstractKernel", "Choice", "Grid", "Operands", "Operation", "Prepared", "TakesCodes", "choose", "engines"]
+__all__ = [
+    "AbstractAttentionKernel",
+    "AbstractKernel",
+    "Attend",
+    "Attention",
+    "AttentionChoice",
+    "Choice",
+    "Grid",
+    "Operand",
+    "Operands",
+    "Operation",
+    "Prepared",
+    "TakesCodes",
+    "choose",
+    "choose_attention",
+    "engines",
+]

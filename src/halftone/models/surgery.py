@@ -9,6 +9,7 @@ from torch import nn
 
 from halftone.foundation.errors import MatchError
 from halftone.nn import QuantConv2d, QuantizedLayer, QuantizedResnetBlock2D, QuantLinear
+from halftone.nn.attention import can_hold_operands, install_processor
 
 # Exactly these classes: a subclass may compute something else with the same weight.
 _BECOMES: dict[type[nn.Module], type[QuantizedLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
@@ -42,6 +43,8 @@ def replace_layers(module: nn.Module, paths: Mapping[str, Any] | Iterable[str]) 
     for block in modules.values():
         if type(block) is ResnetBlock2D and any(isinstance(child, QuantizedLayer) for child in block.children()):
             block.__class__ = QuantizedResnetBlock2D
+        elif can_hold_operands(block) and any(isinstance(child, QuantizedLayer) for child in block.children()):
+            install_processor(block)
     return replaced
 
 

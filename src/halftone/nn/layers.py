@@ -17,6 +17,7 @@ from halftone.kernels import Choice, Operands, Operation, Prepared, TakesCodes, 
 from halftone.kernels.library.reference import dequantized_weight
 from halftone.kernels.machine import tell_simulated
 from halftone.kernels.select import AUTO
+from halftone.nn.attention import AttentionOperands
 from halftone.nn.sites import SiteOwner
 from halftone.quant import QuantSpec
 from halftone.quant.weights import weight_affine
@@ -380,7 +381,9 @@ def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
 
 
 def set_engine(module: nn.Module, engine: str) -> None:
-    """Let every quantized layer of ``module`` choose its kernel from ``engine`` (``auto``, ``simulate``, ``torch`` ...)."""
-    for _, layer in quantized_layers(module):
-        layer.engine = engine
-        layer.refresh()
+    """Let every quantized layer and attention of ``module`` choose its kernel from ``engine`` (``auto``, ``torch`` ...)."""
+    owners: list[QuantizedLayer | AttentionOperands] = [layer for _, layer in quantized_layers(module)]
+    owners += [child for child in module.modules() if isinstance(child, AttentionOperands)]
+    for owner in owners:
+        owner.engine = engine
+        owner.refresh()

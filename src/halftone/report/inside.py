@@ -179,10 +179,12 @@ def _kernels(pieces: Pieces, model: Model) -> Iterator[Markup]:
         yield tag("h3", "Refused by faster kernels")
         yield table([Column("kernel"), Column("reason"), Column("layers", True)], rows)
     operands = pieces.inspection.get("operands")
-    if isinstance(operands, list) and operands:
-        yield tag(
-            "p", f"{len(operands)} attention operands are simulated: no kernel multiplies their codes.", class_="note"
-        )
+    if isinstance(operands, list):
+        simulated = sum(mapping({"": each}, "").get("arithmetic") == "simulated" for each in operands)
+        if simulated:
+            yield tag("p", f"{simulated} of {len(operands)} attention operands are simulated.", class_="note")
+        if len(operands) > simulated:
+            yield tag("p", f"{len(operands) - simulated} attention operands are multiplied as integers.")
 
 
 def recipe(pieces: Pieces) -> Markup:
