@@ -71,9 +71,7 @@ def _human(found: "Forecast", speed: "Speed | None", layers: bool) -> str:
         lines.append(table(["layer", "role", "shape", "weight", "input", "parts", "bytes"], rows, right=[6]))
     lines += _left_float(found)
     if found.operands:
-        lines.append(
-            "Attention operands: " + ", ".join(f"{n} x {name}" for name, n in found.operands.items())
-        )
+        lines.append("Attention operands: " + ", ".join(f"{n} x {name}" for name, n in found.operands.items()))
     split = [layer.path for layer in found.layers if layer.parts]
     if split:
         lines.append(f"May be split: {len(split)} layers that read a concatenation ({some(split)})")

@@ -180,7 +180,7 @@ def _kernels(pieces: Pieces, model: Model) -> Iterator[Markup]:
         yield table([Column("kernel"), Column("reason"), Column("layers", True)], rows)
     operands = pieces.inspection.get("operands")
     if isinstance(operands, list):
-        simulated = sum(mapping({"": each}, "").get("arithmetic") == "simulated" for each in operands)
+        simulated = sum(mapping(each).get("arithmetic") == "simulated" for each in operands)
         if simulated:
             yield tag("p", f"{simulated} of {len(operands)} attention operands are simulated.", class_="note")
         if len(operands) > simulated:
