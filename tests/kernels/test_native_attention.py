@@ -23,7 +23,7 @@ from halftone.quant import QuantSpec
 
 needs_codes = pytest.mark.skipif(native.why_none("codes") is not None, reason=str(native.why_none("codes")))
 needs_bfloat16 = pytest.mark.skipif(native.why_none("bfloat16") is not None, reason=str(native.why_none("bfloat16")))
-# Samples, queries, keys, heads, width: both ends of tiles of keys (12), blocks of queries (32), chunks (192), and what diffusers has.
+# Samples, queries, keys, heads, width: around tiles of keys (12), blocks of queries (32), chunks (192); and what diffusers has.
 SHAPES = [
     (1, 1, 1, 1, 4),
     (2, 5, 3, 2, 8),

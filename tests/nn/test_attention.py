@@ -1,6 +1,7 @@
 """Attention with operand sites reproduces diffusers' attention while nothing is quantized, and quantizes what it says."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,14 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from tests.comparison import sqnr
 
 from halftone.formats import Affine
+from halftone.kernels.native import attention as native
+from halftone.models.surgery import replace_layers
 from halftone.nn.attention import OPERANDS, AttentionOperands, QuantizedAttention, can_hold_operands, install_operands
+from halftone.nn.layers import set_engine
 from halftone.quant import QuantSpec
 
+needs_codes = pytest.mark.skipif(native.why_none("codes") is not None, reason=str(native.why_none("codes")))
+needs_bfloat16 = pytest.mark.skipif(native.why_none("bfloat16") is not None, reason=str(native.why_none("bfloat16")))
 SPECS = {"q": QuantSpec(), "k": QuantSpec(), "v": QuantSpec(), "probs": QuantSpec(zero="none")}
 # Settings of the layer, and the shapes of what it is called with: hidden states, context, mask.
 LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None]] = {
@@ -168,3 +174,126 @@ def test_only_known_processors_can_hold_operands() -> None:
     attention.processor = torch.nn.Identity()
     assert not can_hold_operands(attention)
     assert not can_hold_operands(torch.nn.Linear(2, 2))
+
+
+def hold_all(attention: Attention) -> AttentionOperands:
+    """Quantize all four operands with wide ranges."""
+    operands = install_operands(attention, SPECS)
+    for site, spec in SPECS.items():
+        low, high = (0.0, 1.0) if site == "probs" else (-3.0, 3.0)
+        operands.set_site_affine(site, spec.affine(torch.tensor([low]), torch.tensor([high])))
+    return operands
+
+
+@needs_codes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_integer_kernel_computes_what_simulate_does(kind: str, dtype: torch.dtype) -> None:
+    attention, args, kwargs = make(kind, AttnProcessor2_0)
+    operands = hold_all(attention)
+    assert operands.choice().name == "native_int8"
+    set_engine(attention, "simulate")
+    assert operands.choice().name == "reference"
+    wanted = attention(*args, **kwargs)
+    set_engine(attention, "torch")
+    assert operands.choice().name == "native_int8"
+    attention.to(dtype)
+    found = attention(*(x.to(dtype) for x in args), **{name: x.to(dtype) for name, x in kwargs.items()})
+    assert found.dtype == dtype
+    assert sqnr(wanted, found.float()) > (45 if dtype is torch.float32 else 25)
+
+
+@needs_codes
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if "mask" in kind])
+def test_calls_with_a_mask_are_simulated(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, args, kwargs = make(kind, AttnProcessor2_0)
+    operands = hold_all(attention)
+    found = attention(*args, **kwargs)
+    set_engine(attention, "simulate")
+    assert torch.equal(attention(*args, **kwargs), found)
+    assert operands.prepared() is None
+
+
+@needs_codes
+def test_changed_numbers_are_prepared_again() -> None:
+    attention, args, kwargs = make("self", AttnProcessor2_0)
+    operands = hold_all(attention)
+    before = attention(*args, **kwargs)
+    operands.set_site_affine("q", SPECS["q"].affine(torch.tensor([-0.1]), torch.tensor([0.1])))
+    after = attention(*args, **kwargs)
+    assert not torch.equal(after, before)
+    restored = copy.deepcopy(operands.state_dict())
+    operands.set_site_affine("q", SPECS["q"].affine(torch.tensor([-3.0]), torch.tensor([3.0])))
+    assert torch.equal(attention(*args, **kwargs), before)
+    operands.load_state_dict(restored)
+    assert torch.equal(attention(*args, **kwargs), after)
+
+
+@needs_codes
+def test_tapped_sites_see_their_tensors_and_nothing_is_prepared() -> None:
+    attention, args, kwargs = make("self", AttnProcessor2_0)
+    operands = hold_all(attention)
+    attention(*args, **kwargs)
+    seen: dict[str, torch.Tensor] = {}
+    operands.taps = {site: (lambda x, site=site: seen.setdefault(site, x)) for site in OPERANDS}
+    assert operands.prepared() is None
+    attention(*args, **kwargs)
+    assert set(seen) == set(OPERANDS)
+
+
+@needs_codes
+def test_a_worker_prepares_for_itself() -> None:
+    attention, args, kwargs = make("self", AttnProcessor2_0)
+    hold_all(attention)
+    wanted = attention(*args, **kwargs)
+    other = pickle.loads(pickle.dumps(attention))
+    assert other.operands._prepared is None
+    assert torch.equal(other(*args, **kwargs), wanted)
+
+
+@needs_codes
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_attention_is_one_graph(backend: str) -> None:
+    attention, args, kwargs = make("cross", AttnProcessor2_0)
+    operands = hold_all(attention)
+    made = torch.compile(attention, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        assert sqnr(attention(*args, **kwargs), made(*args, **kwargs)) > 40
+        operands.set_site_affine("q", SPECS["q"].affine(torch.tensor([-0.1]), torch.tensor([0.1])))
+        assert sqnr(attention(*args, **kwargs), made(*args, **kwargs)) > 40
+    torch.compiler.reset()
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("kind", LAYERS)
+def test_float_attention_in_bfloat16_is_as_exact_as_the_plain_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, args, kwargs = make(kind, AttnProcessor2_0)
+    exact = copy.deepcopy(attention).double()(*(x.double() for x in args), **{n: x.double() for n, x in kwargs.items()})
+    attention.bfloat16()
+    args, kwargs = tuple(x.bfloat16() for x in args), {name: x.bfloat16() for name, x in kwargs.items()}
+    stock = attention(*args, **kwargs)
+    used: list[float] = []
+    real = native.attend_bfloat16
+    monkeypatch.setattr("halftone.nn.attention.attend_bfloat16", lambda *given: (used.append(1.0), real(*given))[1])
+    replace_layers(attention, ["to_q", "to_k"])
+    found = attention(*args, **kwargs)
+    # A mask, and a scale that the plain processor does not know, are the plain processor's.
+    assert bool(used) == ("mask" not in kind and kind != "unscaled")
+    assert found.dtype == torch.bfloat16
+    assert sqnr(exact, found.double()) > sqnr(exact, stock.double()) - 1.0
+
+
+@needs_bfloat16
+def test_who_wants_the_definition_gets_the_plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, args, kwargs = make("self", AttnProcessor2_0)
+    attention.bfloat16()
+    args = tuple(x.bfloat16() for x in args)
+    stock = attention(*args, **kwargs)
+    replace_layers(attention, ["to_q"])
+    attention.to_q.engine = "simulate"
+    monkeypatch.setattr("halftone.nn.attention.attend_bfloat16", lambda *_: pytest.fail("native"))
+    assert torch.equal(attention(*args, **kwargs), stock)
+    attention.to_q.engine = "auto"
+    assert torch.equal(attention.float()(args[0].float(), **kwargs).bfloat16(), attention(args[0].float()).bfloat16())

@@ -44,8 +44,8 @@ def machine_report() -> dict:
 
     ``torch``, ``processor``, ``threads``, ``cpu_capability``, ``flags`` (name -> bool, None where this PyTorch cannot
     tell), ``mkldnn``, ``cuda`` (device names), ``engines`` (name -> None when it can run, else the reason) and
-    ``native_loops`` (None, or why there are none and PyTorch's operators do their work), ``native_attention`` (the same of attention
-    on ``codes`` and on ``bfloat16``).
+    ``native_loops`` (None, or why there are none and PyTorch's operators do their work), ``native_attention`` (the same of
+    attention on ``codes`` and on ``bfloat16``).
     """
     return {
         "torch": torch.__version__,
