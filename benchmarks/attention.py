@@ -1,8 +1,8 @@
 """``python -m benchmarks.attention``: attention at the shapes of diffusion models, on native loops and on PyTorch's operators.
 
 All contenders take turns in one process. Printed are the medians in milliseconds, and how many times as fast as PyTorch's fused
-attention in bfloat16 the native ones are. ``chunks`` is what plain operators do in bfloat16, 256 queries at a time: product, softmax,
-product. ``integer`` has four operands in codes of 8 bits, found from bfloat16 tensors within the time.
+attention in bfloat16 the native ones are. ``chunks`` is what plain operators do in bfloat16, 256 queries at a time: product,
+softmax, product. ``integer`` has four operands in codes of 8 bits, found from bfloat16 tensors within the time.
 """
 
 import argparse
