@@ -64,10 +64,10 @@ def commands(page: Path) -> list[list[str]]:
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty current folder, where recipes are small and the zoo holds a tiny denoiser."""
 
-    def less(name: str, budget: str = "fast", overrides: list[str] | tuple[str, ...] = ()) -> Any:
+    def less(name: str, budget: str = "fast", overrides: list[str] | tuple[str, ...] = (), parameters: int = 0) -> Any:
         steps = load(name, budget, list(overrides)).steps
         changes = [f"steps.{step}.{what}" for step in steps for what in SMALL_STEPS.get(step, [])]
-        return load(name, budget, [*overrides, *SMALL, *changes])
+        return load(name, budget, [*overrides, *SMALL, *changes], parameters)
 
     model = tmp_path / "zoo"
     pipeline(tiny_unet()).save_pretrained(model)
