@@ -15,7 +15,8 @@ from pathlib import Path
 from halftone.foundation.files import private_cache
 
 SWITCH = "HALFTONE_NATIVE"
-_SOURCE = "codes.cpp"
+_SOURCES = ("codes.cpp", "product.cpp")
+_HEADERS = ("arithmetic.h",)
 # Contraction would fuse a product and a sum, which rounds once where the definition rounds twice. Without "finite" and "no signed
 # zeros" a clamp is a branch, and the loops around it ten times slower; NaN becomes code 0 here as it does in PyTorch's operators.
 _EXACT = ("-ffp-contract=off",)
@@ -50,12 +51,12 @@ def why_no_loops() -> str | None:
 
 def _load() -> ctypes.CDLL:
     compiler = _compiler()
-    source = resources.files(__package__).joinpath(_SOURCE).read_bytes()
-    key = _digest(b"\0".join([source, *(part.encode() for part in _identity(compiler))]))
+    sources = {name: resources.files(__package__).joinpath(name).read_bytes() for name in (*_SOURCES, *_HEADERS)}
+    key = _digest(b"\0".join([*sources.values(), *(part.encode() for part in _identity(compiler))]))
     folder = private_cache("native")
     place = folder or Path(tempfile.mkdtemp(prefix="halftone-native-"))
     try:
-        return ctypes.CDLL(str(_whole(place, key) or _compile(compiler, source, place, key)))
+        return ctypes.CDLL(str(_whole(place, key) or _compile(compiler, sources, place, key)))
     finally:
         if folder is None:
             # Loaded, it stays so without its file.
@@ -101,17 +102,28 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
-def _compile(compiler: list[str], source: bytes, place: Path, key: str) -> Path:
+def _compile(compiler: list[str], sources: dict[str, bytes], place: Path, key: str) -> Path:
     """Return the library, compiled; raises :class:`Unavailable` with what the compiler said."""
     said = ""
     with tempfile.TemporaryDirectory(dir=place) as scratch:
-        code, compiled, linked = (Path(scratch) / name for name in (_SOURCE, "codes.o", "codes.so"))
-        code.write_bytes(source)
+        for name, content in sources.items():
+            (Path(scratch) / name).write_bytes(content)
+        linked = Path(scratch) / "codes.so"
         for threads in (("-fopenmp",), ()):
             for tuned in _TUNED:
-                built = _run(*compiler, *_FLAGS, *tuned, *threads, "-c", str(code), "-o", str(compiled))
+                files = [str(Path(scratch) / name) for name in _SOURCES]
+                objects = [f"{file}.o" for file in files]
+                flags = (*_FLAGS, *tuned, *threads)
+                built = next(
+                    (
+                        wrong
+                        for file, made in zip(files, objects, strict=True)
+                        if (wrong := _run(*compiler, *flags, "-c", file, "-o", made))
+                    ),
+                    None,
+                )
                 # Not linked with an OpenMP of the compiler's: PyTorch's own is in the process, and two keep two sets of threads.
-                linking = built or _run(*compiler, "-shared", str(compiled), "-o", str(linked))
+                linking = built or _run(*compiler, "-shared", *objects, "-o", str(linked))
                 if linking is None and (reason := _refused(linked)) is None:
                     return linked.replace(place / f"codes-{key}-{_digest(linked.read_bytes())}.so")
                 said = linking or reason or said
