@@ -123,6 +123,38 @@ void normalise(const T* x, uint8_t* out, int64_t samples, int64_t pixels, int64_
     });
 }
 
+// Layer norm and codes, a row at a time; the row stays in the first-level cache.
+template <typename T>
+void normalise_rows(const T* x, uint8_t* out, int64_t rows, int64_t width, const float* weight, const float* bias, float eps,
+                    float factor, float offset, float top) {
+    const float limit = kMagic + top;
+#pragma omp parallel if (rows * width > kGrain)
+    {
+        std::vector<float> y(width);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; ++r) {
+            const T* __restrict__ from = x + r * width;
+            float* __restrict__ values = y.data();
+            float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < width; ++i) values[i] = widened(from[i]), sum += values[i];
+            const float mean = sum / static_cast<float>(width);
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < width; ++i) values[i] -= mean, squares += values[i] * values[i];
+            const float slope = 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
+            uint8_t* __restrict__ to = out + r * width;
+            if (weight && bias) {
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i) to[i] = code(values[i] * slope * weight[i] + bias[i], factor, offset, limit, 0);
+            } else {
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i)
+                    to[i] = code(values[i] * slope * (weight ? weight[i] : 1.0f) + (bias ? bias[i] : 0.0f), factor, offset, limit, 0);
+            }
+        }
+    }
+}
+
 // Sums are exact; then two products and a sum in float32, as in the definition.
 void multiply(const uint8_t* x, const int8_t* weight, float* out, int64_t rows, int64_t width, int64_t outputs,
               const int32_t* offset, const float* scale, const float* bias) {
@@ -168,5 +200,16 @@ void halftone_normalise_float32(const float* x, uint8_t* out, int64_t samples, i
 void halftone_normalise_bfloat16(const uint16_t* x, uint8_t* out, int64_t samples, int64_t pixels, int64_t channels, int64_t groups,
                                  const float* weight, const float* bias, float eps, int silu, float factor, float offset, float top) {
     normalise(x, out, samples, pixels, channels, groups, weight, bias, eps, silu, factor, offset, top);
+}
+
+// Layer norm of rows x width values, and codes of at most 8 bits.
+void halftone_normalise_rows_float32(const float* x, uint8_t* out, int64_t rows, int64_t width, const float* weight, const float* bias,
+                                     float eps, float factor, float offset, float top) {
+    normalise_rows(x, out, rows, width, weight, bias, eps, factor, offset, top);
+}
+
+void halftone_normalise_rows_bfloat16(const uint16_t* x, uint8_t* out, int64_t rows, int64_t width, const float* weight,
+                                      const float* bias, float eps, float factor, float offset, float top) {
+    normalise_rows(x, out, rows, width, weight, bias, eps, factor, offset, top);
 }
 }

@@ -12,7 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <memory>
 
 #include "arithmetic.h"
 
@@ -227,22 +227,23 @@ void product(const Weight& w, const Finish& f, const uint8_t* codes, const int64
     const int64_t items = (f.gated ? half : panels) * chunks;
 #pragma omp parallel if (items > 1)
     {
-        std::vector<int32_t> sums(kRows * kPanel * (f.gated ? 2 : 1));
-        std::vector<int8_t> room(w.zero ? kSlab * 256 : 0);
+        // Not vectors: those would write zeros first.
+        const std::unique_ptr<int32_t[]> sums(new int32_t[kRows * kPanel * (f.gated ? 2 : 1)]);
+        const std::unique_ptr<int8_t[]> room(w.zero ? new int8_t[kSlab * 256] : nullptr);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = 0; item < items; ++item) {
             const int64_t panel = item / chunks, chunk = item % chunks;
             const int64_t m0 = chunk * rows / chunks, m1 = (chunk + 1) * rows / chunks;
             const int64_t n0 = panel * kPanel, n1 = n0 + kPanel < w.outputs ? n0 + kPanel : w.outputs;
-            sum(w, codes, table, rows, panel, m0, m1, sums.data(), room.data());
+            sum(w, codes, table, rows, panel, m0, m1, sums.get(), room.get());
             if (f.gated) {
-                int32_t* gate = sums.data() + kRows * kPanel;
-                sum(w, codes, table, rows, panel + half, m0, m1, gate, room.data());
-                finish_gated(w, f, sums.data(), gate, m0, m1, n0);
+                int32_t* gate = sums.get() + kRows * kPanel;
+                sum(w, codes, table, rows, panel + half, m0, m1, gate, room.get());
+                finish_gated(w, f, sums.get(), gate, m0, m1, n0);
             } else if (f.bfloat16) {
-                finish<uint16_t>(w, f, sums.data(), m0, m1, n0, n1);
+                finish<uint16_t>(w, f, sums.get(), m0, m1, n0, n1);
             } else {
-                finish<float>(w, f, sums.data(), m0, m1, n0, n1);
+                finish<float>(w, f, sums.get(), m0, m1, n0, n1);
             }
         }
     }
