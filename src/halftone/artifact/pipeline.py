@@ -29,8 +29,8 @@ def load_pipeline(source: str | Path, *, weights: str = "ready", **kwargs: Any) 
 
     Args:
         source: a folder or a hub id.
-        weights: how quantized layers keep their codes while they run: ``ready``, a byte each, or ``packed``, 4-bit ones in half a byte:
-            less memory for somewhat slower calls. See :func:`halftone.nn.layers.set_weights`.
+        weights: how quantized layers keep their codes while they run: ``ready``, a byte each, or ``packed``, 4-bit ones in half a
+            byte: less memory for somewhat slower calls. See :func:`halftone.nn.layers.set_weights`.
         kwargs: for ``from_pretrained``.
 
     Raises:

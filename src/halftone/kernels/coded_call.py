@@ -62,7 +62,9 @@ class CodedCall:
         raise NotImplementedError
 
     def _codes(self, part: Part, x: torch.Tensor) -> torch.Tensor:
-        found = encode(x if len(self.parts) == 1 else x.narrow(self.axis, part.start, part.stop - part.start), part.grid)
+        found = encode(
+            x if len(self.parts) == 1 else x.narrow(self.axis, part.start, part.stop - part.start), part.grid
+        )
         return found if self.margins is None else F.pad(found, self.margins, value=part.zero_point)
 
     def _traced(self, x: torch.Tensor) -> torch.Tensor:

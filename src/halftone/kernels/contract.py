@@ -54,7 +54,7 @@ class Fuses(TakesCodes, Protocol):
         added: torch.Tensor | None = None,
         shift: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the output plus ``added`` (laid out as the output, any layout is taken) plus ``shift`` ``[N, out]``, of each sample."""
+        """Return the output plus ``added``, shaped as it, plus ``shift`` ``[N, out]`` of each sample."""
 
     def gated(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor | None:
         """Return the codes of ``hidden * gelu(gate)``, the two halves of the output's channels, or None where it cannot."""

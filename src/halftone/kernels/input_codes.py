@@ -36,8 +36,8 @@ class Counting:
 def counting(operation: Operation, affine: Affine, index: int) -> Counting:
     """Return how the codes of segment ``index`` are counted.
 
-    Adding an odd number would round halves to odd. Counted from the other end an odd zero point is even, as the greatest code is odd;
-    the sign goes into the weight's scale.
+    Adding an odd number would round halves to odd. Counted from the other end an odd zero point is even, as the greatest code is
+    odd; the sign goes into the weight's scale.
     """
     assert operation.input_format is not None
     top = 2**operation.input_format.bits - 1

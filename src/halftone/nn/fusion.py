@@ -23,7 +23,7 @@ def product(
     added: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the call's output for ``codes`` plus ``added``, plus ``shift`` ``[N, out]`` of each sample, in as few passes as it can."""
+    """Return the call's output for ``codes`` plus ``added``, plus ``shift`` ``[N, out]`` of each sample, in few passes."""
     if isinstance(call, Fuses):
         return call.fused(codes, dtype, added, shift)
     out = call.from_codes(codes, dtype)

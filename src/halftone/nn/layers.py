@@ -52,8 +52,8 @@ class QuantizedLayer(SiteOwner):
     convolutions by the axes of their weight; ``weight_scale`` float32 ``[S, out]``; ``weight_zero_point`` uint8
     ``[S, out]`` (codes of the zero points) when asymmetric; the site ``input`` has its own buffers.
 
-    Where :attr:`weights` says so, the codes move into the kernel's own form when it is prepared, and ``weight`` is left without memory;
-    whoever asks for codes, a state dict, a copy or another device gets them back from there.
+    Where :attr:`weights` says so, the codes move into the kernel's own form when it is prepared, and ``weight`` is left without
+    memory; whoever asks for codes, a state dict, a copy or another device gets them back from there.
 
     While calibrating, ``weight_trial`` (a callable that returns a float weight) and ``taps`` take the place of the stored numbers.
     """

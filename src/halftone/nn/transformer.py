@@ -1,7 +1,7 @@
 """Transformer blocks of a U-Net whose norms and gates write codes, and whose sums are made before an output is written.
 
-The same arithmetic up to rounding in float32, and the same modules: whatever is hooked, tapped, wrapped (an adapter), of another kind
-or on another device takes diffusers' own way. So does a compiler.
+The same arithmetic up to rounding in float32, and the same modules: whatever is hooked, tapped, wrapped (an adapter) or
+of another kind takes diffusers' own way. So does a compiler.
 """
 
 from typing import Any
@@ -56,7 +56,11 @@ class QuantizedTransformerBlock(BasicTransformerBlock):
     def _plain(self, x: torch.Tensor, more: dict[str, Any] | None) -> bool:
         """Whether the forward is the three steps that it is in a U-Net, and nobody wants to see or to differentiate them."""
         kind = self.norm_type == "layer_norm" and self.pos_embed is None and self._chunk_size is None and not more
-        quiet = not self.training and not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and x.requires_grad)
+        quiet = (
+            not self.training
+            and not torch.compiler.is_compiling()
+            and not (torch.is_grad_enabled() and x.requires_grad)
+        )
         return kind and quiet and x.ndim == 3 and type(self.norm3) is nn.LayerNorm and idle(self.norm3, self.ff)
 
     def _feed_forward(self) -> tuple[Fuses, TakesCodes] | None:
@@ -77,20 +81,26 @@ class QuantizedTransformer2DModel(Transformer2DModel):
     def _operate_on_continuous_inputs(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, int]:
         call = coded(self.proj_in) if self._open(hidden_states) and idle(self.norm) else None
         if call is None or type(self.norm) is not nn.GroupNorm or self.use_linear_projection:
-            return super()._operate_on_continuous_inputs(hidden_states)  # type: ignore[no-any-return]
+            return super()._operate_on_continuous_inputs(hidden_states)
         codes = loops.normalise(hidden_states.detach(), self.norm, False, call.grid)
         if codes is None:
-            return super()._operate_on_continuous_inputs(hidden_states)  # type: ignore[no-any-return]
+            return super()._operate_on_continuous_inputs(hidden_states)
         found = call.from_codes(codes, hidden_states.dtype)
         width = found.shape[1]
         return found.permute(0, 2, 3, 1).reshape(found.shape[0], -1, width), width
 
     def _get_output_for_continuous_inputs(
-        self, hidden_states: torch.Tensor, residual: torch.Tensor, batch_size: int, height: int, width: int, inner_dim: int
+        self,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor,
+        batch_size: int,
+        height: int,
+        width: int,
+        inner_dim: int,
     ) -> torch.Tensor:
         call = coded(self.proj_out) if self._open(hidden_states) and not self.use_linear_projection else None
         if call is None:
-            return super()._get_output_for_continuous_inputs(  # type: ignore[no-any-return]
+            return super()._get_output_for_continuous_inputs(
                 hidden_states, residual, batch_size, height, width, inner_dim
             )
         # diffusers copies tokens into planes here; they are an image with its channels last as they lie.
@@ -98,7 +108,11 @@ class QuantizedTransformer2DModel(Transformer2DModel):
         return product(call, encode(image, call.grid), hidden_states.dtype, added=residual)
 
     def _open(self, x: torch.Tensor) -> bool:
-        return not torch.compiler.is_compiling() and not self.training and not (torch.is_grad_enabled() and x.requires_grad)
+        return (
+            not torch.compiler.is_compiling()
+            and not self.training
+            and not (torch.is_grad_enabled() and x.requires_grad)
+        )
 
 
 def coded(layer: nn.Module) -> TakesCodes | None:

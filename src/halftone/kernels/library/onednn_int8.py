@@ -242,7 +242,7 @@ class _Single(CodedCall):
     def __init__(self, first: _First, bias: torch.Tensor | None, *more: Any) -> None:
         super().__init__(*more)
         self.first, self.bias = first, bias
-        fit = self.parts[0].fit
+        fit = more[1][0].fit
         self.rows = fit if isinstance(fit, LinearWeight) else None
         self.native = (torch.float32, torch.bfloat16) if bfloat16_output() else (torch.float32,)
 

@@ -1,8 +1,9 @@
 """Integer convolutions and linears on x86 CPUs with AVX512-VNNI, through a loop of our own.
 
 Where oneDNN's operators reach 320 to 890 thousand million operations a second on two Zen 4 threads, this reaches 530 to 890 in the
-shapes of a Stable Diffusion U-Net (docs/decisions/0023): it needs no layout that depends on the input's shape, its call costs a few
-microseconds, it adds biases, shortcuts and gates before its output is written, and it multiplies with weights that stay in half a byte.
+shapes of a Stable Diffusion U-Net (docs/decisions/0023): it needs no layout that depends on the input's shape, its call costs a
+few microseconds, it adds biases, shortcuts and gates before its output is written, and it multiplies with weights that stay in half
+a byte.
 
 The same numbers as ``onednn_int8``: uint8 codes, exact sums, float32 after them. Not differentiable.
 """
@@ -62,7 +63,10 @@ class VnniInt8(AbstractKernel):
 
     def prepare(self, operation: Operation, operands: Operands) -> Prepared:
         assert operands.input is not None
-        shape, codes = operands.codes.shape, operands.codes.flatten(2) if operands.codes.ndim > 2 else operands.codes[..., None]
+        shape, codes = (
+            operands.codes.shape,
+            operands.codes.flatten(2) if operands.codes.ndim > 2 else operands.codes[..., None],
+        )
         bias = None if operands.bias is None else operands.bias.float().contiguous()
         nibbles = operands.keep == "packed" and operation.weight_format.bits <= 4
         zeros = operands.weight.zero_point - operation.weight_format.low

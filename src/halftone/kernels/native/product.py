@@ -157,7 +157,7 @@ def rows_of(
     dilation: tuple[int, int],
     margins: tuple[int, int, int, int],
 ) -> tuple[torch.Tensor | None, tuple[int, int]]:
-    """Return where each tap of each output pixel begins in codes ``shape`` ``[N, C, H, W]`` with the channels last, and the output's size.
+    """Return where each tap of each output pixel begins in codes ``shape`` ``[N, C, H, W]``, channels last, and the output's size.
 
     Args:
         margins: top, bottom, left, right.
