@@ -17,6 +17,7 @@ from halftone.kernels.machine import (
     tell_simulated,
     unavailable,
 )
+from halftone.kernels.native import product
 from halftone.models.surgery import replace_layers
 from halftone.nn import Scheme
 from halftone.nn.layers import set_engine
@@ -38,6 +39,7 @@ def test_what_cards_tell_of_the_machine_is_json() -> None:
 
 def test_an_engine_that_lacks_its_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn_int8, "missing", lambda: "this PyTorch is built without oneDNN")
+    monkeypatch.setattr(product, "why_none", lambda: "this processor has no AVX512-VNNI")
     assert "built without oneDNN" in str(unavailable("torch"))
     with pytest.raises(KernelError, match="built without oneDNN.*--engine simulate"):
         require("torch")
@@ -61,6 +63,7 @@ def test_a_fallback_that_nobody_asked_for_is_told_once(monkeypatch: pytest.Monke
     network(x)  # this machine has kernels: nothing to tell, which the suite's "error" filter checks
     tell_simulated.cache_clear()
     monkeypatch.setattr(onednn_int8, "missing", lambda: "this PyTorch is built without oneDNN")
+    monkeypatch.setattr(product, "why_none", lambda: "this processor has no AVX512-VNNI")
     set_engine(network, "simulate")
     network(x)  # asked for
     set_engine(network, "auto")

@@ -17,6 +17,7 @@ from halftone.artifact.owner import Owner
 from halftone.artifact.schema import METHOD, Description, parse, to_json
 from halftone.artifact.weights_file import Tensors
 from halftone.foundation.errors import ArtifactError, ConfigError, OutputError
+from halftone.nn.layers import set_weights
 
 
 class HalftoneMethod(str, Enum):  # noqa: UP042 - as diffusers' own; the loader reads ``quant_method.value``
@@ -159,6 +160,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         check_numbers(model)
         self._owner = Owner(model)
         _allow_casts(model)
+        set_weights(model, "ready")
         watch(model, self.quantization_config.description.trajectory)
         return model
 

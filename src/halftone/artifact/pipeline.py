@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from halftone.artifact.folder import INDEX, check_folder
 from halftone.artifact.registration import register
 from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError, OutputError
 from halftone.foundation.files import check_output, staged_folder, write_atomically
 from halftone.models.controlnets import refuse_unfit_controlnets
+from halftone.nn.layers import WEIGHTS, set_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
-def load_pipeline(source: str | Path, **kwargs: Any) -> "DiffusionPipeline":
+def load_pipeline(source: str | Path, *, weights: str = "ready", **kwargs: Any) -> "DiffusionPipeline":
     """Return the diffusers pipeline at ``source``, float or quantized.
 
     This is ``DiffusionPipeline.from_pretrained`` with errors that say what was expected and what to do. A folder is
@@ -26,6 +29,8 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> "DiffusionPipeline":
 
     Args:
         source: a folder or a hub id.
+        weights: how quantized layers keep their codes while they run: ``ready``, a byte each, or ``packed``, 4-bit ones in half a
+            byte: less memory for somewhat slower calls. See :func:`halftone.nn.layers.set_weights`.
         kwargs: for ``from_pretrained``.
 
     Raises:
@@ -33,6 +38,17 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> "DiffusionPipeline":
         ArtifactError: a Halftone artifact that is damaged, foreign, newer than this program, or unsafe.
     """
     register()
+    if weights not in WEIGHTS:
+        raise ConfigError("weights", "ready or packed", f"'{weights}'")
+    pipe = _found(source, kwargs)
+    if weights != "ready":
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                set_weights(part, weights)
+    return pipe
+
+
+def _found(source: str | Path, kwargs: dict[str, Any]) -> "DiffusionPipeline":
     folder = Path(source)
     if not folder.is_dir():
         refuse_path(str(source), folder)

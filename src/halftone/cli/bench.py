@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Json, Model
+from halftone.cli.options import Json, Model, Weights
 from halftone.cli.output import emit, size, table, working
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def command(
         list[str] | None,
         typer.Option("--engine", help="Engine to time: auto (the default), simulate, torch; repeatable."),
     ] = None,
+    weights: Weights = "ready",
     batch: Annotated[int, typer.Option(min=1, help="Samples in one denoiser call.")] = 1,
     rounds: Annotated[int, typer.Option(min=2, help="Counted calls of each contender.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before, not counted.")] = 3,
@@ -54,7 +55,7 @@ def command(
         from halftone.foundation.files import write_atomically
         from halftone.report.card import write_card
 
-        pipe = open_model(model, device=device)
+        pipe = open_model(model, device=device, weights=weights)
         if is_quantized(pipe):
             engines = list(dict.fromkeys(engine or ["auto"]))
             runs = {name: (model, name) for name in engines}
@@ -67,10 +68,13 @@ def command(
             progress.say(f"warning: {note}")
         baselines = {name: (against, name) for name in _FLOATS} if against else {}
         rows = baselines | {(f"{name} of MODEL" if name in baselines else name): each for name, each in runs.items()}
-        subjects = {name: Subject(resolve(source), kind) for name, (source, kind) in rows.items()} if memory else {}
-        contenders = [_contender(name, source, kind, batch, device) for name, (source, kind) in rows.items()]
+        subjects = (
+            {name: Subject(resolve(source), kind, weights) for name, (source, kind) in rows.items()} if memory else {}
+        )
+        contenders = [_contender(name, source, kind, batch, device, weights) for name, (source, kind) in rows.items()]
         folders = {name: folder for name, (source, _) in rows.items() if (folder := _denoiser_folder(resolve(source)))}
         found = bench(contenders, subjects, folders, batch, rounds, warmup, device, seed, progress)
+        found["protocol"]["weights"] = weights
         record = {"model": label(model), "against": label(against) if against else None, **found, "notes": notes}
         folder = local_artifact(model, pipe) if keep else None
         if folder:
@@ -79,7 +83,7 @@ def command(
     emit(record, json, lambda: _human(model, against, record))
 
 
-def _contender(name: str, source: str, kind: str, batch: int, device: str) -> "Contender":
+def _contender(name: str, source: str, kind: str, batch: int, device: str, weights: str) -> "Contender":
     from halftone.evaluate.bench import Contender
 
     def make() -> Callable[[], Any]:
@@ -89,7 +93,7 @@ def _contender(name: str, source: str, kind: str, batch: int, device: str) -> "C
         from halftone.models.denoiser import denoiser
         from halftone.models.example_inputs import example_inputs
 
-        pipe = open_model(source, getattr(torch, kind) if kind in _FLOATS else None, device)
+        pipe = open_model(source, getattr(torch, kind) if kind in _FLOATS else None, device, weights)
         if kind not in _FLOATS:
             use_engine(pipe, kind)
         module = denoiser(pipe).eval()
@@ -112,7 +116,7 @@ def _human(model: str, against: str | None, found: dict[str, Any]) -> str:
     lines = [
         f"{model}" + (f" against {against}" if against else ""),
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; "
-        f"batch {how['batch']}, {how['rounds']} rounds on {how['device']}",
+        f"batch {how['batch']}, {how['rounds']} rounds on {how['device']}, weights {how['weights']}",
     ]
     headings = ["contender", "ms a call", "10 % to 90 %", "peak memory", "disk", *(f"against {b}" for b in _FLOATS)]
     rows = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Engine, Json, Model, Prompts, Seed, Steps, read_prompts
+from halftone.cli.options import Engine, Json, Model, Prompts, Seed, Steps, Weights, read_prompts
 from halftone.cli.output import emit, table, working
 from halftone.foundation.errors import ConfigError, suggest
 
@@ -78,6 +78,7 @@ def command(
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     prompts: Prompts = None,
     engine: Engine = None,
+    weights: Weights = "ready",
     trail: Annotated[int, typer.Option(min=0, help="Images for the errors at each step; 0 leaves them out.")] = 16,
     expect: Annotated[
         list[str] | None,
@@ -110,7 +111,7 @@ def command(
 
         from halftone.cli.models import doubts, label, local_artifact, open_model, unlike_calibration, use_engine
 
-        pipe = open_model(model, device=device)
+        pipe = open_model(model, device=device, weights=weights)
         use_engine(pipe, engine)
         other = open_model(against, device=device) if against else None
         notes = doubts(model, pipe, against, other) + unlike_calibration(pipe, steps)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halftone.cli.options import Engine, Json, Model, Overwrite, Prompts, Seed, Steps, read_prompts
+from halftone.cli.options import Engine, Json, Model, Overwrite, Prompts, Seed, Steps, Weights, read_prompts
 from halftone.cli.output import emit, working
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import check_output_file
@@ -44,6 +44,7 @@ def command(
     seed: Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time; does not change them.")] = 16,
     engine: Engine = None,
+    weights: Weights = "ready",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Overwrite = False,
     json: Json = False,
@@ -73,7 +74,7 @@ def command(
         from halftone.evaluate.sample import sample
         from halftone.foundation.files import write_atomically
 
-        pipe = open_model(model, device=device)
+        pipe = open_model(model, device=device, weights=weights)
         use_engine(pipe, engine)
         each = conditions(pipe, count, texts, label)
         for sentence in unlike_calibration(pipe, steps, guidance):

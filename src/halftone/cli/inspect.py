@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Assignments, Engine, Json, Model, Roles, byte_count
+from halftone.cli.options import Assignments, Engine, Json, Model, Roles, Weights, byte_count
 from halftone.cli.output import emit, size, table, working
 from halftone.cli.plan import show
 from halftone.foundation.errors import ConfigError
@@ -20,6 +20,7 @@ _RECIPE = "q-diffusion-w4a8"  # of a plan
 def command(
     model: Model,
     engine: Engine = None,
+    weights: Weights = "ready",
     agreement: Annotated[
         bool, typer.Option("--agreement/--no-agreement", help="Run every layer's kernel beside the definition.")
     ] = True,
@@ -78,12 +79,12 @@ def command(
         )  # fmt: skip
         return
     _refuse(of_plan, "--plan beside it", "Without --plan, inspect shows a model as it is.")
-    found, record = _inspected(model, component, engine, agreement, keep, device)
+    found, record = _inspected(model, component, engine, agreement, keep, device, weights)
     emit(record, json, lambda: "\n".join([_human(found), *_components(record["components"])]))
 
 
 def _inspected(
-    model: str, component: str | None, engine: str | None, agreement: bool, keep: bool, device: str
+    model: str, component: str | None, engine: str | None, agreement: bool, keep: bool, device: str, weights: str
 ) -> tuple["Inspection", dict[str, Any]]:
     """Return what one component's layers are, and the record of it together with the sizes of all components, JSON-safe."""
     with working():
@@ -95,7 +96,7 @@ def _inspected(
         from halftone.foundation.files import write_atomically
         from halftone.models.component import component as find
 
-        pipe = open_model(model, device=device)
+        pipe = open_model(model, device=device, weights=weights)
         part = find(pipe, component)
         use_engine(pipe, engine)
         found = inspect_model(pipe if component is None else part.owner, agreement)
@@ -128,6 +129,7 @@ def _human(found: "Inspection") -> str:
     lines += _operands(found)
     lines += _left_float(found)
     kernels = ", ".join(f"{count} on {name}" for name, count in totals["by_kernel"].items())
+    kernels += f"; weights {found.weights}" if found.weights else ""
     lines.append(f"{totals['layers']} layers: {kernels}; {totals['inferred_roles']} roles inferred")
     stored = counted["codes"] + counted["scales"] + counted["zero_points"] + counted["float"]
     lines.append(

@@ -28,11 +28,13 @@ def resolve(source: str) -> str:
     return str(folder(source.removeprefix(_ZOO)))
 
 
-def open_model(source: str, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "DiffusionPipeline":
+def open_model(
+    source: str, dtype: "torch.dtype | None" = None, device: str = "cpu", weights: str = "ready"
+) -> "DiffusionPipeline":
     """Return the pipeline at ``source`` (folder, hub id or zoo:NAME), in float32 unless another ``dtype`` is given.
 
     Raises:
-        ConfigError, ArtifactError: see :func:`halftone.artifact.load_pipeline`; or ``device`` is not there.
+        ConfigError, ArtifactError: see :func:`halftone.artifact.load_pipeline`, as for ``weights``; or ``device`` is not there.
     """
     located = resolve(source)  # first: its errors need no torch
     import torch
@@ -44,7 +46,7 @@ def open_model(source: str, dtype: "torch.dtype | None" = None, device: str = "c
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        pipe = load_pipeline(located, dtype=dtype or torch.float32)
+        pipe = load_pipeline(located, weights=weights, dtype=dtype or torch.float32)
     finally:
         if shown:
             logging.enable_progress_bar()

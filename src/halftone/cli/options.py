@@ -18,6 +18,12 @@ Engine = Annotated[
         help="Kernels to run on: auto (each layer's fastest, the default), simulate (the definition), torch (integer kernels)."
     ),
 ]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="How layers keep their codes while they run: ready (a byte each), or packed (4-bit codes in half a byte, slower)."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]
 Prompts = Annotated[
     Path | None,

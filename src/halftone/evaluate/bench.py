@@ -81,6 +81,7 @@ class Subject:
 
     folder: str
     engine: str
+    weights: str = "ready"
 
 
 def latency(
@@ -159,7 +160,16 @@ def peak_memory(subject: Subject, batch: int, device: str = "cpu", timeout: floa
         KernelError: the process failed; the message is the last line it wrote.
     """
     command = [sys.executable, "-m", "halftone.evaluate.peak_memory", subject.folder, subject.engine]
-    command += ["--batch", str(batch), "--device", device, "--threads", str(torch.get_num_threads())]
+    command += [
+        "--weights",
+        subject.weights,
+        "--batch",
+        str(batch),
+        "--device",
+        device,
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as error:

@@ -18,6 +18,7 @@ from halftone.models.denoiser import denoiser
 from halftone.models.left_float import LeftFloat, float_denoisers, without_role
 from halftone.models.roles import QUANTIZABLE, architecture
 from halftone.nn import AttentionOperands, QuantizedLayer
+from halftone.nn.layers import quantized_layers
 
 _ROWS = 4  # of a linear's random input
 _SIDE = 8  # of a convolution's, at least
@@ -95,6 +96,7 @@ class Inspection:
         without_role: weights that no rule of a policy can reach.
         float_denoisers: components that are called at the sampling steps too, and are float.
         notes: what the policy asked for and the model could not have.
+        weights: how layers keep their codes while they run (``ready``, ``packed``); None where nobody has said.
     """
 
     model: str
@@ -106,6 +108,7 @@ class Inspection:
     without_role: tuple[LeftFloat, ...] = ()
     float_denoisers: tuple[LeftFloat, ...] = ()
     notes: tuple[str, ...] = ()
+    weights: str | None = None
 
     @property
     def totals(self) -> dict[str, Any]:
@@ -163,6 +166,7 @@ def inspect_model(target: DiffusionPipeline | nn.Module, agreement: bool = True)
         without_role(model, roles),
         () if isinstance(target, nn.Module) else float_denoisers(target),
         tuple(map(str, said.notes.get("left_float") or ())) if said else (),
+        next((layer.weights for _, layer in quantized_layers(model)), None),
     )
 
 

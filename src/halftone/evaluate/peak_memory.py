@@ -24,14 +24,14 @@ _CALLS = 3
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def measure(folder: str, engine: str, batch: int, device: str) -> dict[str, int | None]:
+def measure(folder: str, engine: str, batch: int, device: str, weights: str = "ready") -> dict[str, int | None]:
     """Load, call, and return ``peak`` and ``libraries`` in bytes, and ``device`` (None on a CPU)."""
     _import_classes(Path(folder))
     libraries = psutil.Process().memory_info().rss
     _forget_peak()
     if engine not in _DTYPES:
         require(engine, weight_only=True)
-    pipe = load_pipeline(folder, dtype=_DTYPES.get(engine, torch.float32)).to(device)
+    pipe = load_pipeline(folder, weights=weights, dtype=_DTYPES.get(engine, torch.float32)).to(device)
     model = denoiser(pipe)
     if engine not in _DTYPES:
         set_engine(model, engine)
@@ -80,6 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="peak_memory", description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("engine")
+    parser.add_argument("--weights", default="ready")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
@@ -87,7 +88,7 @@ def main() -> int:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     try:
-        print(json.dumps(measure(chosen.folder, chosen.engine, chosen.batch, chosen.device)))
+        print(json.dumps(measure(chosen.folder, chosen.engine, chosen.batch, chosen.device, chosen.weights)))
     except HalftoneError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,7 +1,16 @@
 """Kernels: how one quantized layer is computed on one kind of machine. ``library/`` holds one per file."""
 
 from halftone.kernels.attention_contract import AbstractAttentionKernel, Attend, Attention, Operand
-from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared, TakesCodes
+from halftone.kernels.contract import (
+    AbstractKernel,
+    Fuses,
+    Grid,
+    HoldsCodes,
+    Operands,
+    Operation,
+    Prepared,
+    TakesCodes,
+)
 from halftone.kernels.select import AttentionChoice, Choice, choose, choose_attention, engines
 
 __all__ = [
@@ -11,7 +20,9 @@ __all__ = [
     "Attention",
     "AttentionChoice",
     "Choice",
+    "Fuses",
     "Grid",
+    "HoldsCodes",
     "Operand",
     "Operands",
     "Operation",

@@ -43,6 +43,31 @@ class TakesCodes(Protocol):
         """Return the output, ``dtype``, for an input whose codes are ``codes``."""
 
 
+@runtime_checkable
+class Fuses(TakesCodes, Protocol):
+    """A prepared call that does what follows the product before its output is written."""
+
+    def fused(
+        self,
+        codes: torch.Tensor,
+        dtype: torch.dtype,
+        added: torch.Tensor | None = None,
+        shift: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the output plus ``added``, shaped as it, plus ``shift`` ``[N, out]`` of each sample."""
+
+    def gated(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor | None:
+        """Return the codes of ``hidden * gelu(gate)``, the two halves of the output's channels, or None where it cannot."""
+
+
+@runtime_checkable
+class HoldsCodes(Protocol):
+    """A prepared call that can give the weight's codes back, so that nobody else needs to hold them."""
+
+    def codes(self) -> torch.Tensor:
+        """Return them, uint8 ``[out, in, *kernel]``."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """What a layer computes, without its numbers.
@@ -80,12 +105,14 @@ class Operands:
         weight: affine ``[S, out]``.
         input: affine ``[S]``, or None (weight-only).
         bias: float ``[out]`` or None.
+        keep: how a kernel is to keep the codes: ``ready`` to be multiplied, or ``packed``, which it may take for a wish.
     """
 
     codes: torch.Tensor
     weight: Affine
     input: Affine | None
     bias: torch.Tensor | None
+    keep: Literal["ready", "packed"] = "ready"
 
 
 class AbstractKernel(ABC):

@@ -4,14 +4,28 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from halftone.foundation.errors import MatchError
-from halftone.nn import QuantConv2d, QuantizedLayer, QuantizedResnetBlock2D, QuantLinear
+from halftone.nn import (
+    QuantConv2d,
+    QuantizedLayer,
+    QuantizedResnetBlock2D,
+    QuantizedTransformer2DModel,
+    QuantizedTransformerBlock,
+    QuantLinear,
+)
 from halftone.nn.attention import can_hold_operands, install_processor
 
 # Exactly these classes: a subclass may compute something else with the same weight.
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    ResnetBlock2D: QuantizedResnetBlock2D,
+    BasicTransformerBlock: QuantizedTransformerBlock,
+    Transformer2DModel: QuantizedTransformer2DModel,
+}
 _BECOMES: dict[type[nn.Module], type[QuantizedLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 
 
@@ -41,8 +55,8 @@ def replace_layers(module: nn.Module, paths: Mapping[str, Any] | Iterable[str]) 
             layer._init_quantized()
         replaced[path] = layer
     for block in modules.values():
-        if type(block) is ResnetBlock2D and any(isinstance(child, QuantizedLayer) for child in block.children()):
-            block.__class__ = QuantizedResnetBlock2D
+        if type(block) in _FUSED and any(isinstance(child, QuantizedLayer) for child in block.modules()):
+            block.__class__ = _FUSED[type(block)]
         elif can_hold_operands(block) and any(isinstance(child, QuantizedLayer) for child in block.children()):
             install_processor(block)
     return replaced

@@ -4,6 +4,7 @@ from halftone.nn.attention import AttentionOperands
 from halftone.nn.layers import QuantConv2d, QuantizedLayer, QuantLinear, Scheme
 from halftone.nn.resnet import QuantizedResnetBlock2D
 from halftone.nn.sites import SiteOwner
+from halftone.nn.transformer import QuantizedTransformer2DModel, QuantizedTransformerBlock
 
 __all__ = [
     "AttentionOperands",
@@ -11,6 +12,8 @@ __all__ = [
     "QuantLinear",
     "QuantizedLayer",
     "QuantizedResnetBlock2D",
+    "QuantizedTransformer2DModel",
+    "QuantizedTransformerBlock",
     "Scheme",
     "SiteOwner",
 ]

@@ -5,7 +5,7 @@ They stay subclasses so that PEFT finds them, and can be constructed as float la
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from halftone.formats import Affine, pack, packed_size, quantize, unpack
 from halftone.formats.segments import along_weight
 from halftone.foundation.errors import ConfigError
-from halftone.kernels import Choice, Operands, Operation, Prepared, TakesCodes, choose
+from halftone.kernels import Choice, HoldsCodes, Operands, Operation, Prepared, TakesCodes, choose
 from halftone.kernels.library.reference import dequantized_weight
 from halftone.kernels.machine import tell_simulated
 from halftone.kernels.select import AUTO
@@ -53,6 +53,9 @@ class QuantizedLayer(SiteOwner):
     convolutions by the axes of their weight; ``weight_scale`` float32 ``[S, out]``; ``weight_zero_point`` uint8
     ``[S, out]`` (codes of the zero points) when asymmetric; the site ``input`` has its own buffers.
 
+    Where :attr:`weights` says so, the codes move into the kernel's own form when it is prepared, and ``weight`` is left without
+    memory; whoever asks for codes, a state dict, a copy or another device gets them back from there.
+
     While calibrating, ``weight_trial`` (a callable that returns a float weight) and ``taps`` take the place of the stored numbers.
     """
 
@@ -65,11 +68,14 @@ class QuantizedLayer(SiteOwner):
     channel_axis: int
     scheme: Scheme | None
     engine: str
+    weights: Literal["ready", "packed"] | None
     weight_trial: Callable[[], torch.Tensor] | None
 
     def _init_quantized(self) -> None:
         self._init_sites()
         self.scheme, self.weight_trial, self.engine = None, None, "auto"
+        self.weights = None
+        self._moved = False
         self._prepared: Prepared | None = None
         self._choice: Choice | None = None
 
@@ -169,13 +175,16 @@ class QuantizedLayer(SiteOwner):
     def codes(self) -> torch.Tensor:
         """Return the weight's codes, uint8 of :attr:`weight_shape`."""
         assert self.scheme is not None
+        if self._moved:
+            assert isinstance(self._prepared, HoldsCodes)
+            return self._prepared.codes().view(self.weight_shape)
         count = torch.Size(self.weight_shape[1:]).numel()
         return unpack(self.weight.data.flatten(1), self.scheme.weight.bits, count).view(self.weight_shape)
 
     def operands(self) -> Operands:
         """Return the numbers a kernel needs."""
         bias = None if self.bias is None else self.bias.detach()
-        return Operands(self.codes(), self.weight_affine(), self.site_affine("input"), bias)
+        return Operands(self.codes(), self.weight_affine(), self.site_affine("input"), bias, self.weights or "ready")
 
     def dequantized_weight(self) -> torch.Tensor:
         """Return the float32 weight that the codes stand for."""
@@ -184,7 +193,34 @@ class QuantizedLayer(SiteOwner):
     # Running.
 
     def refresh(self) -> None:
+        self._bring_back()
         self._prepared = self._choice = None
+
+    def _packed(self) -> torch.Tensor:
+        """Return the packed codes, shaped as ``weight``, wherever they are."""
+        assert self.scheme is not None
+        return pack(self.codes().flatten(1), self.scheme.weight.bits).view(self.weight.shape)
+
+    def _move(self) -> None:
+        """Leave the codes to the kernel alone, if it can give them back."""
+        if self.weights is not None and isinstance(self._prepared, HoldsCodes) and not self._moved:
+            # One byte, seen as many: whoever looks at shape, dtype or device sees what was there.
+            hollow = torch.zeros(1, dtype=torch.uint8).expand(self.weight.shape)
+            self.weight, self._moved = nn.Parameter(hollow, requires_grad=False), True
+
+    def _bring_back(self) -> None:
+        if self._moved:
+            packed = self._packed()
+            self.weight, self._moved = nn.Parameter(packed, requires_grad=False), False
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._moved:
+            destination[prefix + "weight"] = self._packed()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.refresh()  # what was prepared is of the old numbers
+        super()._load_from_state_dict(*args, **kwargs)
 
     def choice(self) -> Choice:
         """Return the kernel chosen for this layer under :attr:`engine`, with the refusals of faster ones."""
@@ -230,6 +266,7 @@ class QuantizedLayer(SiteOwner):
             if self.engine == AUTO and self._choice.kernel.arithmetic == "simulated":
                 tell_simulated(operands.codes.device.type)
             self._prepared = self._choice.kernel.prepare(operation, operands)
+            self._move()
 
     def prepared_for_codes(self) -> TakesCodes | None:
         """Return the call if it is all that the layer does with its input now, and takes codes; None otherwise."""
@@ -250,6 +287,7 @@ class QuantizedLayer(SiteOwner):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         """Move, but never cast, the numbers of a quantized layer: ``.to(bfloat16)`` must not round scales or kept tokens."""
+        self._bring_back()
         exact = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float32}
         super()._apply(fn, recurse)
         for name, before in exact.items():
@@ -260,6 +298,7 @@ class QuantizedLayer(SiteOwner):
         return self
 
     def __getstate__(self) -> dict:
+        self._bring_back()
         # Prepared calls hold opaque packed weights that neither pickle nor copy; they are made again on demand.
         return {**self.__dict__, "_prepared": None, "_choice": None}
 
@@ -387,3 +426,22 @@ def set_engine(module: nn.Module, engine: str) -> None:
     for owner in owners:
         owner.engine = engine
         owner.refresh()
+
+
+WEIGHTS = ("ready", "packed")
+
+
+def set_weights(module: nn.Module, weights: str) -> None:
+    """Say how the quantized layers of ``module`` keep their codes while they run.
+
+    ``ready``: as their kernel multiplies them, a byte each. ``packed``: where a kernel can, codes of up to 4 bits in half a byte,
+    widened piece by piece each time a layer runs, in scratch of a fixed size. Either way they are held once.
+
+    Raises:
+        ConfigError: neither of the two.
+    """
+    if weights not in WEIGHTS:
+        raise ConfigError("weights", "ready or packed", f"'{weights}'")
+    for _, layer in quantized_layers(module):
+        layer.refresh()
+        layer.weights = weights  # type: ignore[assignment] # one of the two

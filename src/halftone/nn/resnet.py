@@ -6,7 +6,9 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from halftone.kernels import Fuses
 from halftone.kernels.native import loops
+from halftone.nn.fusion import hooked, idle, product
 from halftone.nn.layers import QuantizedLayer
 
 
@@ -31,21 +33,27 @@ class QuantizedResnetBlock2D(ResnetBlock2D):
             or (torch.is_grad_enabled() and input_tensor.requires_grad)
         ):
             return super().forward(input_tensor, temb, *args, **kwargs)
-        hidden = _normalised(self.norm1, self.nonlinearity, self.conv1, input_tensor)
+        shift = None
+        if temb is not None and self._shift_first():
+            shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
+        hidden = _normalised(self.norm1, self.nonlinearity, self.conv1, input_tensor, shift=shift)
         if hidden is None:
             return super().forward(input_tensor, temb)
-        if temb is not None:
+        if temb is not None and shift is None:
             shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
             # In place: the convolution has just made it.
             hidden = hidden.add_(shift[:, :, None, None])
         shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        out = _normalised(self.norm2, self.nonlinearity, self.conv2, hidden)
-        if out is None:
+        total = _normalised(self.norm2, self.nonlinearity, self.conv2, hidden, added=shortcut)
+        if total is None:
             # Perhaps an adapter, whose output is its own and not to be written on.
             total = shortcut + self.conv2(self.nonlinearity(self.norm2(hidden)))
-        else:
-            total = out.add_(shortcut)
         return total if self.output_scale_factor == 1.0 else total / self.output_scale_factor
+
+    def _shift_first(self) -> bool:
+        """Whether the convolution's kernel adds the time embedding: nothing may then be called twice."""
+        plain = idle(self.norm1, self.nonlinearity) and isinstance(self.conv1, QuantizedLayer)
+        return plain and isinstance(self.conv1.prepared_for_codes(), Fuses)
 
     def _plain(self) -> bool:
         """Whether nothing stands between the norms, the activation and the convolutions."""
@@ -53,16 +61,21 @@ class QuantizedResnetBlock2D(ResnetBlock2D):
         return added and self.upsample is None and self.downsample is None and not self.training
 
 
-def _normalised(norm: nn.Module, activation: nn.Module, layer: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
-    """Return ``layer(activation(norm(x)))`` by way of codes, or None where that way is not open."""
+def _normalised(
+    norm: nn.Module,
+    activation: nn.Module,
+    layer: nn.Module,
+    x: torch.Tensor,
+    added: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Return ``layer(activation(norm(x)))`` by way of codes, plus what is to be added, or None where that way is not open."""
     if type(norm) is not nn.GroupNorm or type(activation) is not nn.SiLU or not isinstance(layer, QuantizedLayer):
         return None
-    if _hooked(norm) or _hooked(activation):
+    if hooked(norm) or hooked(activation):
         return None
     call = layer.prepared_for_codes()
     codes = None if call is None else loops.normalise(x.detach(), norm, True, call.grid)
-    return None if call is None or codes is None else call.from_codes(codes, x.dtype)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    if call is None or codes is None:
+        return None
+    return product(call, codes, x.dtype, added, shift)

@@ -22,16 +22,14 @@ from torch.nn import functional as F
 
 from halftone.formats.kinds.integer import Integer
 from halftone.foundation.errors import KernelError
-from halftone.kernels import compiled
 from halftone.kernels.centred_weight import centred, span, sums_may_overflow
+from halftone.kernels.coded_call import CodedCall
 from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared
+from halftone.kernels.input_codes import MAGIC, counting, encode
 from halftone.kernels.library.reference import float_call
 from halftone.kernels.linear_weight import LinearWeight
-from halftone.kernels.native import loops
 from halftone.kernels.onednn import ConvWeight, bfloat16_output, missing, operator
 
-# Between 2**23 and 2**24 float32 holds exactly the integers, and the low byte of its bits counts them.
-_MAGIC = 1.5 * 2**23
 # Two products of a uint8 and an int8 of this size still fit into 16 bits.
 _NARROW = 64
 
@@ -56,20 +54,8 @@ class _Part:
     weight_scale: torch.Tensor
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Return this byte, uint8, of the codes of ``x`` (any float dtype), exactly as ``halftone.formats.affine`` defines them.
-
-        One pass where there are native loops. Without them, four operators: multiply, add, clamp, convert; measured on one core for
-        32,768 elements, 17 us. Multiply, round, add, clamp, to(uint8): 33 us (the conversion of float to uint8 is slow);
-        ``quantized_decomposed.quantize_per_tensor``: 52 us. ``torch.quantize_per_tensor`` takes 8 us, but it is deprecated, and it
-        fuses multiplication and addition: one code in 10**5 is off by one. So would ``torch.add(alpha=)`` be.
-        """
-        grid = self.grid
-        found = loops.encode(x, grid)
-        if found is not None:
-            return found
-        scaled = x.mul(grid.factor) if x.dtype is torch.float32 else x.float().mul_(grid.factor)
-        codes = scaled.add_(grid.offset).clamp_(_MAGIC, _MAGIC + grid.top).view(torch.int32)
-        return (codes.bitwise_right_shift_(grid.shift) if grid.shift else codes).to(torch.uint8)
+        """Return this byte, uint8, of the codes of ``x`` (any float dtype)."""
+        return encode(x, self.grid)
 
 
 @dataclass(frozen=True)
@@ -116,9 +102,10 @@ class OnednnInt8(AbstractKernel):
         bounds = [sum(operation.segments[:n]) for n in range(len(operation.segments) + 1)]
         parts = [p for i, ends in enumerate(pairwise(bounds)) for p in _parts(operation, operands, weight, i, *ends)]
         first, more = _calls(operation, parts, bias)
+        windows = _windows(operation)
         if more:
-            return _Split(first, more, operation, parts, margins, empty)
-        return (_Coded if margins is None else _Single)(first, bias, operation, parts, margins, empty)
+            return _Split(first, more, operation, parts, margins, windows, empty)
+        return (_Coded if margins is None else _Single)(first, bias, operation, parts, margins, windows, empty)
 
 
 def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
@@ -164,24 +151,16 @@ def _parts(
 ) -> list[_Part]:
     """Return the one or two bytes of segment ``index``, the input channels from ``start`` to ``stop``."""
     assert operands.input is not None and operation.input_format is not None
-    scale = operands.input.scale[index].float()
-    top = 2**operation.input_format.bits - 1
-    zero_point = int(operands.input.zero_point[index] - operation.input_format.low)
-    factor, weight_scale = float(scale.reciprocal()), operands.weight.scale[index].float()
-    if zero_point % 2:
-        # Adding an odd number would round halves to odd. Counted from the other end the zero point is even, as top is
-        # odd; the sign goes into the weight's scale.
-        factor, zero_point, weight_scale = -factor, top - zero_point, -weight_scale
+    counted = counting(operation, operands.input, index)
+    scale, top, zero_point = operands.input.scale[index].float(), counted.top, counted.zero_point
     piece = (weight if len(operation.segments) == 1 else weight[:, start:stop]).contiguous()
-    offset = _MAGIC + zero_point
-    weight_scale = weight_scale.contiguous()
+    weight_scale = (operands.weight.scale[index].float() * counted.sign).contiguous()
     parts = []
     for shift in (0, 8) if top > 255 else (0,):
         # code - zero point = 256 * (high - its zero point) + (low - its zero point), without a remainder.
         step, zero = float(scale) * 2**shift, (zero_point >> shift) & 255
         fit = _fit(operation, piece, weight_scale, step, zero)
-        grid = Grid(factor, offset, top, shift)
-        parts.append(_Part(start, stop, grid, step, zero, fit, weight_scale))
+        parts.append(_Part(start, stop, counted.grid(shift), step, zero, fit, weight_scale))
     return parts
 
 
@@ -257,53 +236,13 @@ def _calls(operation: Operation, parts: list[_Part], bias: torch.Tensor | None) 
     return first, [accumulating(part) for part in parts[1:]]
 
 
-class _Call:
-    """The call of a layer: checks its input, and leaves an empty one to ``empty``."""
-
-    def __init__(self, operation: Operation, parts: list[_Part], margins: list[int] | None, empty: Prepared) -> None:
-        self.image, self.width, self.out = operation.kind == "conv2d", operation.in_channels, operation.out_channels
-        self.axis = 1 if self.image else -1
-        self.parts, self.margins, self.empty = parts, margins, empty
-        self.windows = _windows(operation)
-        self.number = compiled.enter(self)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[self.axis] != self.width:
-            # A slice would not notice channels too many, and the operators' own message does not mention channels.
-            raise KernelError("input", f"{self.width} channels along axis {self.axis}", str(list(x.shape)))
-        x = x.detach() if x.requires_grad else x
-        if x.numel() == 0:
-            return self.empty(x)
-        if torch.compiler.is_compiling():
-            return self._traced(x)
-        return self.multiplied((self._codes(part, x) for part in self.parts), x.dtype)
-
-    def multiplied(self, codes: Iterable[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        raise NotImplementedError
-
-    def _codes(self, part: _Part, x: torch.Tensor) -> torch.Tensor:
-        found = part.encode(x if len(self.parts) == 1 else x.narrow(self.axis, part.start, part.stop - part.start))
-        return found if self.margins is None else F.pad(found, self.margins, value=part.zero_point)
-
-    def _traced(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the output by way of one operator; what makes the codes is left to the compiler, to fuse with what is before."""
-        # In the layout that the products read: the loop that makes the codes writes them in any.
-        layout = torch.channels_last if self.image else torch.contiguous_format
-        codes = [self._codes(part, x).contiguous(memory_format=layout) for part in self.parts]
-        shape = codes[0].shape
-        if self.image:
-            sizes = [(n + more) // step + 1 for n, (more, step) in zip(shape[2:], self.windows, strict=True)]
-            return compiled.product(codes, self.number, (shape[0], self.out, *sizes), x.dtype, True)
-        return compiled.product(codes, self.number, (*shape[:-1], self.out), x.dtype, False)
-
-
-class _Single(_Call):
+class _Single(CodedCall):
     """One byte of one segment."""
 
     def __init__(self, first: _First, bias: torch.Tensor | None, *more: Any) -> None:
         super().__init__(*more)
         self.first, self.bias = first, bias
-        fit = self.parts[0].fit
+        fit = more[1][0].fit
         self.rows = fit if isinstance(fit, LinearWeight) else None
         self.native = (torch.float32, torch.bfloat16) if bfloat16_output() else (torch.float32,)
 
@@ -326,7 +265,7 @@ class _Coded(_Single):
         return self.multiplied((codes,), dtype)
 
 
-class _Split(_Call):
+class _Split(CodedCall):
     """Several bytes or segments, accumulated in float32."""
 
     def __init__(self, first: _First, more: _More, *others: Any) -> None:
@@ -361,7 +300,7 @@ def _works(wide: bool) -> bool:
     inputs, weights = (data.float() - 2, rows.float() - 2), (weight, weight.flatten(1))
     for case, x, w, result in zip((operation, flat), inputs, weights, wanted, strict=True):
         ones = torch.ones(24)
-        grid = Grid(1.0, _MAGIC + 2, 255)
+        grid = Grid(1.0, MAGIC + 2, 255)
         part = _Part(0, x.shape[1], grid, 1.0, 2, _fit(case, w.contiguous(), ones, 1.0, 2), ones)
         codes = part.encode(x)
         found = _calls(case, [part], None)[0](codes, torch.float32)

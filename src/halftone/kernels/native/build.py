@@ -15,8 +15,8 @@ from pathlib import Path
 from halftone.foundation.files import private_cache
 
 SWITCH = "HALFTONE_NATIVE"
-_SOURCES = ("codes.cpp", "attention.cpp")
-_HEADERS: tuple[str, ...] = ()
+_SOURCES = ("codes.cpp", "product.cpp", "attention.cpp")
+_HEADERS = ("arithmetic.h",)
 # Contraction would fuse a product and a sum, which rounds once where the definition rounds twice. Without "finite" and "no signed
 # zeros" a clamp is a branch, and the loops around it ten times slower; NaN becomes code 0 here as it does in PyTorch's operators.
 _EXACT = ("-ffp-contract=off",)

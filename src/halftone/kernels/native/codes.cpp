@@ -10,28 +10,11 @@
 #include <cstring>
 #include <vector>
 
+#include "arithmetic.h"
+
+using namespace halftone;
+
 namespace {
-
-constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
-constexpr int64_t kGrain = 1 << 14;    // elements that are worth a thread
-
-inline uint8_t code(float x, float factor, float offset, float top, int shift) {
-    float y = x * factor;
-    y = y + offset;
-    y = y < kMagic ? kMagic : (y > top ? top : y);
-    int32_t bits;
-    std::memcpy(&bits, &y, sizeof bits);
-    return static_cast<uint8_t>(bits >> shift);
-}
-
-inline float widened(float x) { return x; }
-
-inline float widened(uint16_t x) {  // bfloat16
-    uint32_t bits = static_cast<uint32_t>(x) << 16;
-    float y;
-    std::memcpy(&y, &bits, sizeof y);
-    return y;
-}
 
 template <typename T>
 void encode(const T* x, uint8_t* out, int64_t rows, int64_t width, int64_t stride, float factor, float offset, float top,
@@ -49,28 +32,6 @@ void encode(const T* x, uint8_t* out, int64_t rows, int64_t width, int64_t strid
         uint8_t* __restrict__ target = out + row * width + from;
         for (int64_t i = 0; i < count; ++i) target[i] = code(widened(source[i]), factor, offset, limit, shift);
     }
-}
-
-// exp(x) for x <= 88, about one unit in the last place of float32: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes).
-inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
-    const float shifted = x * 1.44269504088896341f + kMagic;
-    const float k = shifted - kMagic;
-    float r = x - k * 0.693359375f;
-    r = r + k * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + (127 << 23);
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
-    return p * power;
 }
 
 template <typename T>
@@ -162,6 +123,38 @@ void normalise(const T* x, uint8_t* out, int64_t samples, int64_t pixels, int64_
     });
 }
 
+// Layer norm and codes, a row at a time; the row stays in the first-level cache.
+template <typename T>
+void normalise_rows(const T* x, uint8_t* out, int64_t rows, int64_t width, const float* weight, const float* bias, float eps,
+                    float factor, float offset, float top) {
+    const float limit = kMagic + top;
+#pragma omp parallel if (rows * width > kGrain)
+    {
+        std::vector<float> y(width);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; ++r) {
+            const T* __restrict__ from = x + r * width;
+            float* __restrict__ values = y.data();
+            float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < width; ++i) values[i] = widened(from[i]), sum += values[i];
+            const float mean = sum / static_cast<float>(width);
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < width; ++i) values[i] -= mean, squares += values[i] * values[i];
+            const float slope = 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
+            uint8_t* __restrict__ to = out + r * width;
+            if (weight && bias) {
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i) to[i] = code(values[i] * slope * weight[i] + bias[i], factor, offset, limit, 0);
+            } else {
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i)
+                    to[i] = code(values[i] * slope * (weight ? weight[i] : 1.0f) + (bias ? bias[i] : 0.0f), factor, offset, limit, 0);
+            }
+        }
+    }
+}
+
 // Sums are exact; then two products and a sum in float32, as in the definition.
 void multiply(const uint8_t* x, const int8_t* weight, float* out, int64_t rows, int64_t width, int64_t outputs,
               const int32_t* offset, const float* scale, const float* bias) {
@@ -207,5 +200,16 @@ void halftone_normalise_float32(const float* x, uint8_t* out, int64_t samples, i
 void halftone_normalise_bfloat16(const uint16_t* x, uint8_t* out, int64_t samples, int64_t pixels, int64_t channels, int64_t groups,
                                  const float* weight, const float* bias, float eps, int silu, float factor, float offset, float top) {
     normalise(x, out, samples, pixels, channels, groups, weight, bias, eps, silu, factor, offset, top);
+}
+
+// Layer norm of rows x width values, and codes of at most 8 bits.
+void halftone_normalise_rows_float32(const float* x, uint8_t* out, int64_t rows, int64_t width, const float* weight, const float* bias,
+                                     float eps, float factor, float offset, float top) {
+    normalise_rows(x, out, rows, width, weight, bias, eps, factor, offset, top);
+}
+
+void halftone_normalise_rows_bfloat16(const uint16_t* x, uint8_t* out, int64_t rows, int64_t width, const float* weight,
+                                      const float* bias, float eps, float factor, float offset, float top) {
+    normalise_rows(x, out, rows, width, weight, bias, eps, factor, offset, top);
 }
 }

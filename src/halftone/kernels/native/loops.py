@@ -13,6 +13,7 @@ from halftone.kernels.native.build import load
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ENCODE = [_POINTER, _POINTER, _LONG, _LONG, _LONG, _FLOAT, _FLOAT, _FLOAT, _INT]
 _NORMALISE = [_POINTER, _POINTER, *[_LONG] * 4, _POINTER, _POINTER, _FLOAT, _INT, _FLOAT, _FLOAT, _FLOAT]
+_ROWS = [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, *[_FLOAT] * 4]
 _MULTIPLY = [*[_POINTER] * 3, *[_LONG] * 3, *[_POINTER] * 3]
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -42,18 +43,35 @@ def normalise(x: torch.Tensor, norm: nn.GroupNorm, silu: bool, grid: Grid) -> to
     function = _function("normalise", x)
     if function is None or x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last) or grid.shift:
         return None
-    weight, bias = norm.weight, norm.bias
-    for value in (weight, bias):
-        if value is not None and (
-            value.dtype != torch.float32 or value.device.type != "cpu" or not value.is_contiguous()
-        ):
-            return None
+    weight, bias = _parameters(norm)
     samples, channels, height, width = x.shape
     codes = torch.empty_like(x, dtype=torch.uint8)
     addresses = (0 if value is None else value.data_ptr() for value in (weight, bias))
     sizes = (samples, height * width, channels, norm.num_groups)
     function(x.data_ptr(), codes.data_ptr(), *sizes, *addresses, norm.eps, silu, grid.factor, grid.offset, grid.top)
     return codes
+
+
+def normalise_rows(x: torch.Tensor, norm: nn.LayerNorm, grid: Grid) -> torch.Tensor | None:
+    """Return the codes of ``norm(x)``, uint8, for a norm over the last axis, or None; as exact as :func:`normalise`."""
+    function = _function("normalise_rows", x)
+    if function is None or not x.is_contiguous() or grid.shift or tuple(norm.normalized_shape) != x.shape[-1:]:
+        return None
+    weight, bias = _parameters(norm)
+    codes = torch.empty_like(x, dtype=torch.uint8)
+    addresses = (0 if value is None else value.data_ptr() for value in (weight, bias))
+    sizes = (x.numel() // x.shape[-1], x.shape[-1])
+    function(x.data_ptr(), codes.data_ptr(), *sizes, *addresses, norm.eps, grid.factor, grid.offset, grid.top)
+    return codes
+
+
+def _parameters(norm: nn.GroupNorm | nn.LayerNorm) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return weight and bias as the loops read them; the caller holds them while they are read."""
+    weight, bias = (
+        None if value is None else value.detach().to("cpu", torch.float32).contiguous()
+        for value in (norm.weight, norm.bias)
+    )
+    return weight, bias
 
 
 def few_rows(
@@ -100,7 +118,7 @@ def _function(name: str, x: torch.Tensor) -> Any:
 def _functions() -> dict[tuple[str, torch.dtype], Any]:
     library = load()
     found: dict[tuple[str, torch.dtype], Any] = {}
-    for name, arguments in (("encode", _ENCODE), ("normalise", _NORMALISE)):
+    for name, arguments in (("encode", _ENCODE), ("normalise", _NORMALISE), ("normalise_rows", _ROWS)):
         for dtype, suffix in _NAMES.items():
             function = None
             if not isinstance(library, str):
