@@ -1,0 +1,56 @@
+"""The contenders, as data: adding one is adding an entry."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+BASELINE = "torch-bf16"
+RIVAL = "openvino-int8"
+# Who takes part in every group, so that ratios are between turns of one group.
+ANCHORS = (BASELINE, RIVAL)
+REFERENCE = "torch-fp32"  # whose output the errors are distances to
+
+# Attention in float, as all others have it.
+_FLOAT_ATTENTION = ("policy.0.operands=null",)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a U-Net.
+
+    Attributes:
+        name: of rows.
+        title: of tables.
+        road: a module of ``benchmarks/cpu_unet/roads``.
+        prepare: options of the road's ``prepare``; contenders of equal options share what it made.
+        load: options of its ``load``.
+        peers: whether it needs the packages of ``requirements.txt``, and so runs in their environment.
+    """
+
+    name: str
+    title: str
+    road: str
+    prepare: dict[str, Any] = field(default_factory=dict)
+    load: dict[str, Any] = field(default_factory=dict)
+    peers: bool = False
+
+
+def _torch(name: str, title: str, dtype: str, **load: Any) -> Contender:
+    return Contender(name, title, "torch_float", {"dtype": dtype}, {"dtype": dtype, **load})
+
+
+def _halftone(name: str, title: str, recipe: str, *overrides: str, peers: bool = False, **load: Any) -> Contender:
+    given = {"recipe": recipe, "overrides": list(overrides)}
+    return Contender(name, title, "halftone_engine", given, {"engine": "torch", **load}, peers)
+
+
+CONTENDERS = (
+    _torch("torch-fp32", "torch fp32", "float32"),
+    _torch("torch-bf16", "torch bf16", "bfloat16"),
+    _torch("torch-bf16-compiled", "torch bf16, compiled", "bfloat16", compiled=True),
+    Contender("openvino-bf16", "OpenVINO bf16", "openvino_ir", {}, {"precision": "bf16"}, peers=True),
+    Contender("openvino-int8", "OpenVINO int8 (NNCF)", "openvino_ir", {"quantized": True}, {"precision": "bf16"}, True),
+    _halftone("halftone-w8a8", "Halftone W8A8", "rtn-w8a8", *_FLOAT_ATTENTION),
+    _halftone("halftone-w4a8", "Halftone W4A8", "rtn-w4a8", *_FLOAT_ATTENTION),
+)
+BY_NAME = {each.name: each for each in CONTENDERS}
+assert len(BY_NAME) == len(CONTENDERS)
