@@ -33,6 +33,11 @@ class Contender:
     load: dict[str, Any] = field(default_factory=dict)
     peers: bool = False
 
+    @property
+    def profiled(self) -> bool:
+        """Whether PyTorch's profiler sees what it does: our own engine, and the baseline."""
+        return self.road in ("halftone_engine", "torch_float") and not self.load.get("compiled")
+
 
 def _torch(name: str, title: str, dtype: str, **load: Any) -> Contender:
     return Contender(name, title, "torch_float", {"dtype": dtype}, {"dtype": dtype, **load})
@@ -49,6 +54,17 @@ CONTENDERS = (
     _torch("torch-bf16-compiled", "torch bf16, compiled", "bfloat16", compiled=True),
     Contender("openvino-bf16", "OpenVINO bf16", "openvino_ir", {}, {"precision": "bf16"}, peers=True),
     Contender("openvino-int8", "OpenVINO int8 (NNCF)", "openvino_ir", {"quantized": True}, {"precision": "bf16"}, True),
+    Contender("onnxruntime-int8", "ONNX Runtime int8", "onnx_runtime", peers=True),
+    Contender("sdnq-int8", "SDNQ int8", "sdnq_int8", {"convolutions": True}, peers=True),
+    Contender("sdnq-int8-linears", "SDNQ int8, linears alone", "sdnq_int8", {"convolutions": False}, peers=True),
+    Contender("torchao-int8", "torchao int8, linears alone", "torchao_int8", peers=True),
+    Contender(
+        "torchao-int8-compiled",
+        "torchao int8, linears alone, compiled",
+        "torchao_int8",
+        load={"compiled": True},
+        peers=True,
+    ),
     _halftone("halftone-w8a8", "Halftone W8A8", "rtn-w8a8", *_FLOAT_ATTENTION),
     _halftone("halftone-w4a8", "Halftone W4A8", "rtn-w4a8", *_FLOAT_ATTENTION),
 )

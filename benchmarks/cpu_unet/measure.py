@@ -88,9 +88,9 @@ def latency(asked: Sequence[Contender], case: Case, weights: dict[str, int], wor
         weights: bytes of each contender's process, by name; of those that do not run there are none.
     """
     rows: dict[str, Any] = {}
-    inputs = workshop.inputs(case)
-    for number, group in enumerate(groups([each.name for each in asked], weights, workshop.settings.memory)):
-        times, failed = _rounds([BY_NAME[name] for name in group], case, inputs, workshop)
+    inputs, by_name = workshop.inputs(case), {each.name: each for each in asked}
+    for number, group in enumerate(groups(list(by_name), weights, workshop.settings.memory)):
+        times, failed = _rounds([by_name[name] for name in group], case, inputs, workshop)
         rows |= {name: {"failed": reason} for name, reason in failed.items()}
         for name, own in times.items():
             if name in ANCHORS and name in rows:

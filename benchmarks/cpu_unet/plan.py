@@ -27,7 +27,7 @@ class Row:
 
 def rows(settings: Settings) -> list[Row]:
     """Return the rows of the sections asked for, in order."""
-    makers = {"footprint": _footprint, "latency": _latency, "error": _error}
+    makers = {"footprint": _footprint, "latency": _latency, "error": _error, "profile": _profile}
     found = [row for section in settings.sections for row in makers[section](settings)]
     return [row for row in found if fnmatchcase(f"{row.section}/{row.name}", settings.pattern)]
 
@@ -55,3 +55,10 @@ def _error(settings: Settings) -> Iterator[Row]:
         for each in _asked(settings):
             if each.name != REFERENCE:
                 yield Row("error", f"{short(model)}-{each.name}", model, (each,))
+
+
+def _profile(settings: Settings) -> Iterator[Row]:
+    for case in settings.cases:
+        for each in _asked(settings):
+            if each.profiled:
+                yield Row("profile", f"{case.name}-{each.name}", case.model, (each,), case)

@@ -1,7 +1,7 @@
 """``python -m benchmarks.cpu_unet.prepare '{...}'``: make one thing for the cache in a process whose memory goes with it.
 
 Makes: ``model`` (the untrained pipeline), ``noise`` (inputs), ``recorded`` (inputs of a model's sampling), ``road`` (what a road
-loads). The answer is one JSON line.
+loads), ``profile`` (of a contender; nothing is written). The answer is one JSON line.
 """
 
 import importlib
@@ -23,6 +23,10 @@ def make(spec: dict[str, Any]) -> dict[str, Any]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if spec["make"] == "road":
         return _road(spec, target)
+    if spec["make"] == "profile":
+        from benchmarks.cpu_unet.profiling import profiled
+
+        return profiled(spec)
     from benchmarks.cpu_unet import models
 
     if spec["make"] == "model":

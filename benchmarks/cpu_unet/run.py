@@ -50,6 +50,9 @@ def _measured(row: Row, workshop: Workshop) -> dict[str, Any]:
         if row.section == "footprint":
             assert case is not None
             return footprint(first, case, workshop)
+        if row.section == "profile":
+            assert case is not None
+            return workshop.profile(first, case.model, workshop.inputs(case))
         return error(first, row.model, workshop)
     except Failed as reason:
         return {"failed": str(reason)}
@@ -100,6 +103,8 @@ def _spoken(row: Row, metrics: dict[str, Any]) -> str:
         return f"does not run: {metrics['failed']}"
     if row.section == "footprint":
         return f"{metrics['memory']['peak'] / 1e9:.2f} GB, loaded in {metrics['load_seconds']:.1f} s"
+    if row.section == "profile":
+        return f"{metrics['wall']:.3f} s a call"
     if row.section == "error":
         return f"relative MSE {metrics['relative_mse']:.3g}"
     times = {name: each.get("median") for name, each in metrics["contenders"].items()}

@@ -33,7 +33,7 @@ class Worker:
         self.given = [self.denoiser.take(*each) for each in inputs]
         self.denoiser.call(self.given[0])
         self.next = 1
-        self.libraries = before["VmRSS"]
+        self.before = before
         self.facts = {"load_seconds": loaded - began, "first_call_seconds": time.perf_counter() - loaded}
         if hasattr(road, "kernels"):
             self.facts["kernels"] = road.kernels(self.denoiser)
@@ -55,8 +55,9 @@ class Worker:
         """Return bytes above a process that has only imported the libraries, and of what kind they are now."""
         now = resident()
         return {
-            "peak": max(0, now["VmHWM"] - self.libraries),
-            "libraries": self.libraries,
+            "peak": max(0, now["VmHWM"] - self.before["VmRSS"]),
+            "libraries": self.before["VmRSS"],
+            "libraries_anonymous": self.before["RssAnon"],
             "anonymous": now["RssAnon"],
             "files": now["RssFile"],
         }
@@ -109,8 +110,7 @@ def private_output() -> TextIO:
 
 def told(error: BaseException) -> str:
     """Return an error on one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def main() -> int:

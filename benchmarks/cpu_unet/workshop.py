@@ -114,9 +114,20 @@ class Workshop:
         Raises:
             Failed: it could not.
         """
+        return Process(self.python(contender), self._spec(contender, model, inputs), self._log(contender.name))
+
+    def profile(self, contender: Contender, model: str, inputs: Path) -> dict[str, Any]:
+        """Return where a contender's time goes (:mod:`benchmarks.cpu_unet.profiling`), from a process of its own.
+
+        Raises:
+            Failed: it does not run.
+        """
+        spec = {"make": "profile", "target": str(inputs), **self._spec(contender, model, inputs)}
+        return self._prepared(spec, self.python(contender))
+
+    def _spec(self, contender: Contender, model: str, inputs: Path) -> dict[str, Any]:
         spec = {"road": contender.road, "options": contender.load, "threads": self.settings.threads}
-        spec |= {"folder": str(self.prepared(contender, model) / "unet"), "inputs": str(inputs)}
-        return Process(self.python(contender), spec, self._log(contender.name))
+        return {**spec, "folder": str(self.prepared(contender, model) / "unet"), "inputs": str(inputs)}
 
     def _prepared(self, spec: dict[str, Any], python: Path | None = None) -> dict[str, Any]:
         log = self._log(f"prepare-{Path(spec['target']).name}")

@@ -61,7 +61,7 @@ class _Compiled:
     def take(self, sample: np.ndarray, timestep: int, text: np.ndarray | None) -> dict[str, ov.Tensor]:
         # Shared, so that a call copies no input.
         return {
-            name: ov.Tensor(np.ascontiguousarray(array), shared_memory=array.ndim > 0)
+            name: ov.Tensor(np.require(array, requirements="C"), shared_memory=array.ndim > 0)
             for name, array in _arrays(sample, timestep, text).items()
         }
 
