@@ -35,8 +35,8 @@ class Contender:
 
     @property
     def profiled(self) -> bool:
-        """Whether PyTorch's profiler sees what it does: our own engine, and the baseline."""
-        return self.road in ("halftone_engine", "torch_float") and not self.load.get("compiled")
+        """Whether its operators' times can be had: from PyTorch's profiler, or from OpenVINO's counters."""
+        return self.road in ("halftone_engine", "torch_float", "openvino_ir") and not self.load.get("compiled")
 
 
 def _torch(name: str, title: str, dtype: str, **load: Any) -> Contender:

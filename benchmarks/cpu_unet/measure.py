@@ -168,6 +168,11 @@ def _rounds(
     return {name: np.array(own) for name, own in times.items() if name not in failed}, failed
 
 
+def weight(memory: dict[str, int]) -> int:
+    """Return the bytes that a loaded process takes; its peak, while loading, is another's turn at a time."""
+    return memory["anonymous"] + memory["files"]
+
+
 def weigh(asked: Sequence[Contender], case: Case, known: dict[str, int], workshop: Workshop) -> tuple[dict, dict]:
     """Return the bytes of each contender's process, measured where ``known`` has none, and why others have none."""
     weights, failed = dict(known), {}
@@ -176,8 +181,7 @@ def weigh(asked: Sequence[Contender], case: Case, known: dict[str, int], worksho
             continue
         try:
             with workshop.start(each, case.model, workshop.inputs(case)) as process:
-                memory = process.ask("memory")
-                weights[each.name] = memory["peak"] + memory["libraries"]
+                weights[each.name] = weight(process.ask("memory"))
         except Failed as reason:
             failed[each.name] = str(reason)
     return weights, failed

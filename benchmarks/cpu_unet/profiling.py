@@ -116,6 +116,23 @@ def profile(denoiser: Any, inputs: Inputs) -> dict[str, Any]:
     }
 
 
+def counted(plain: Any, counting: Any, road: Any, inputs: Inputs) -> dict[str, Any]:
+    """As :func:`profile`, of a road that counts the time of its operators itself."""
+    given = [plain.take(*each) for each in inputs]
+    for denoiser in (plain, counting):
+        denoiser.call(given[0])
+    wall = [_timed(plain, given[number % len(given)]) for number in range(_CALLS)]
+    profiled = [_timed(counting, given[number % len(given)]) for number in range(_CALLS)]
+    sums: dict[str, list[float]] = {}
+    for name, seconds in road.operators(counting):
+        sums.setdefault(name, []).append(seconds)
+    operators = [{"name": name, "seconds": sum(each), "times": len(each)} for name, each in sums.items()]
+    operators.sort(key=lambda each: -each["seconds"])
+    inside = sum(each["seconds"] for each in operators)
+    found = {"wall": float(np.median(wall)), "profiled": profiled[-1], "between": profiled[-1] - inside}
+    return {**found, "operators": [each for each in operators if each["seconds"] > 1e-5], "giga_operations": {}}
+
+
 def _timed(denoiser: Any, given: Any) -> float:
     began = time.perf_counter()
     denoiser.call(given)
@@ -123,7 +140,7 @@ def _timed(denoiser: Any, given: Any) -> float:
 
 
 def profiled(spec: dict[str, Any]) -> dict[str, Any]:
-    """Load a torch road and profile it, with the ceilings before and after: the better of both counts."""
+    """Load a contender and profile it, with the ceilings before and after: the better of both counts."""
     name_native_loops()
     import importlib
 
@@ -133,7 +150,10 @@ def profiled(spec: dict[str, Any]) -> dict[str, Any]:
     before = ceilings()
     road: Any = importlib.import_module(f"benchmarks.cpu_unet.roads.{spec['road']}")
     inputs = Inputs.load(Path(spec["inputs"]))
-    denoiser = road.load(Path(spec["folder"]), inputs.shapes, spec["threads"], **spec["options"])
-    found = profile(denoiser, inputs)
+
+    def load(**more: Any) -> Any:
+        return road.load(Path(spec["folder"]), inputs.shapes, spec["threads"], **spec["options"], **more)
+
+    found = counted(load(), load(counted=True), road, inputs) if hasattr(road, "operators") else profile(load(), inputs)
     after = ceilings()
     return {**found, "ceilings": {name: max(value, after[name]) for name, value in before.items()}}

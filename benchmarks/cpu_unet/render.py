@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_unet.contenders import ANCHORS, BASELINE, BY_NAME, RIVAL
+from benchmarks.cpu_unet.profile_tables import profile_lines
 from benchmarks.cpu_unet.settings import SECTIONS
 from benchmarks.markdown import interval, table
 from halftone.foundation.files import write_atomically
@@ -48,7 +49,7 @@ def page(sections: dict[str, Rows]) -> str:
         "",
         *_conditions(sections),
     ]
-    writers = {"latency": _latency, "footprint": _footprint, "error": _error}
+    writers = {"latency": _latency, "footprint": _footprint, "error": _error, "profile": _profile}
     for name, write in writers.items():
         if name in sections:
             lines += write(sections[name])
@@ -178,6 +179,10 @@ def _error(rows: Rows) -> list[str]:
         calls = next((each["calls"] for each in found.values() if "calls" in each), 0)
         lines += [f"### {model}", "", *table(head, body), f"{calls} calls.", ""]
     return lines
+
+
+def _profile(rows: Rows) -> list[str]:
+    return profile_lines(_cases(rows))
 
 
 def _failed(sections: dict[str, Rows]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu_unet.measure import error, footprint, latency, weigh
+from benchmarks.cpu_unet.measure import error, footprint, latency, weigh, weight
 from benchmarks.cpu_unet.plan import Row, rows
 from benchmarks.cpu_unet.process import Failed
 from benchmarks.cpu_unet.settings import Settings
@@ -62,7 +62,7 @@ def _weight(row: Row, name: str, settings: Settings) -> int | None:
     """Return the bytes of a contender's process from its footprint's row, where there is one."""
     file = settings.results / "footprint" / f"{row.name}-{name}.json"
     memory = json.loads(file.read_text(encoding="utf-8"))["metrics"].get("memory") if file.exists() else None
-    return memory["peak"] + memory["libraries"] if memory else None
+    return weight(memory) if memory else None
 
 
 def path_of(row: Row, settings: Settings) -> Path:

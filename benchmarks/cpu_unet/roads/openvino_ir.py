@@ -75,8 +75,14 @@ class _Compiled:
         return np.array(output, np.float32)
 
 
-def load(folder: Path, shapes: dict[str, list[int]], threads: int, *, precision: str) -> _Compiled:
-    """Compile for one shape, which is OpenVINO's fastest; ``precision`` is of the float operators, such as ``bf16``."""
+def load(
+    folder: Path, shapes: dict[str, list[int]], threads: int, *, precision: str, counted: bool = False
+) -> _Compiled:
+    """Compile for one shape, which is OpenVINO's fastest; ``precision`` is of the float operators, such as ``bf16``.
+
+    Args:
+        counted: whether it keeps the time of every operator.
+    """
     core = ov.Core()
     graph = core.read_model(folder / _FILE)
     graph.reshape({name: shape for name, shape in shapes.items()} | {"timestep": []})
@@ -84,5 +90,12 @@ def load(folder: Path, shapes: dict[str, list[int]], threads: int, *, precision:
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
+        "PERF_COUNT": counted,
     }
     return _Compiled(core.compile_model(graph, "CPU", options))
+
+
+def operators(denoiser: _Compiled) -> list[tuple[str, float]]:
+    """Return the operators of the last call, by type and implementation, and their seconds."""
+    seen = denoiser.request.profiling_info
+    return [(f"{each.node_type} {each.exec_type}", each.real_time.total_seconds()) for each in seen]
