@@ -122,13 +122,13 @@ def _footprint(rows: Rows) -> list[str]:
         "## Memory, loading, bytes on disk",
         "",
         "Each from a fresh process. *Peak* is the greatest resident size above that of a process that has only imported the same "
-        "libraries, loading included, and with the pages of files that are mapped; *kept* is what of it is no page of a file after "
-        "three calls. Loading is from a warm disk cache; what is prepared in the first call is in the column after it. *Error* is "
-        "the squared error of the output over the squares of the float32 one: with random weights, it only says that a road "
-        "computes the same network.",
+        "libraries, loading included, and with the pages of files that are mapped, which a system short of memory can drop; "
+        "*touched* is what one more call reads or writes of all its pages, libraries included. Loading is from a warm disk cache; "
+        "what is prepared in the first call is in the column after it. *Error* is the squared error of the output over the squares "
+        "of the float32 one: with random weights, it only says that a road computes the same network.",
         "",
     ]
-    head = ["road", "peak, GB", f"× {_title(BASELINE)}", "kept, GB", "load, s", "first call, s", "disk, GB", "error"]
+    head = ["road", "peak, GB", f"× {_title(BASELINE)}", "touched, GB", "load, s", "first call, s", "disk, GB", "error"]
     for title, some in _cases(rows):
         found = {row["row"]["contenders"][0]: row["metrics"] for row in some}
         base = found.get(BASELINE, {}).get("memory")
@@ -140,14 +140,10 @@ def _footprint(rows: Rows) -> list[str]:
                 continue
             memory = each["memory"]
             share = f"{memory['peak'] / base['peak']:.2f}" if base else "-"
-            kept = max(0, memory["anonymous"] - memory["libraries_anonymous"])
             distance = f"{each['error']['relative_mse']:.1e}" if "error" in each else "-"
-            body.append(
-                [
-                    _title(name), f"{memory['peak'] / 1e9:.2f}", share, f"{kept / 1e9:.2f}", f"{each['load_seconds']:.1f}",
-                    f"{each['first_call_seconds']:.1f}", f"{each['disk_bytes'] / 1e9:.2f}", distance,
-                ]
-            )  # fmt: skip
+            sizes = [f"{memory['peak'] / 1e9:.2f}", share, f"{memory['touched'] / 1e9:.2f}"]
+            times = [f"{each[key]:.1f}" for key in ("load_seconds", "first_call_seconds")]
+            body.append([_title(name), *sizes, *times, f"{each['disk_bytes'] / 1e9:.2f}", distance])
         lines += [f"### {title}", "", *table(head, body)]
     return lines
 

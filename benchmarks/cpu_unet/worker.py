@@ -52,15 +52,25 @@ class Worker:
         return given
 
     def memory(self) -> dict[str, Any]:
-        """Return bytes above a process that has only imported the libraries, and of what kind they are now."""
+        """Return bytes: the peak above a process that has only imported the libraries, of what kind they are now, and how many of
+        them one more call touches, which is what the process needs to keep calling.
+        """
         now = resident()
         return {
             "peak": max(0, now["VmHWM"] - self.before["VmRSS"]),
             "libraries": self.before["VmRSS"],
-            "libraries_anonymous": self.before["RssAnon"],
+            "touched": self._touched(),
             "anonymous": now["RssAnon"],
             "files": now["RssFile"],
         }
+
+    def _touched(self) -> int:
+        Path("/proc/self/clear_refs").write_text("1", encoding="ascii")
+        self.denoiser.call(self._another())
+        for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Referenced:"):
+                return int(line.split()[1]) * 1024
+        raise OSError("this kernel's smaps_rollup has no line Referenced")
 
     def outputs(self, file: str) -> dict[str, Any]:
         """Write the output of every input."""
