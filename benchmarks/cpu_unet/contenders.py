@@ -24,6 +24,7 @@ class Contender:
         prepare: options of the road's ``prepare``; contenders of equal options share what it made.
         load: options of its ``load``.
         peers: whether it needs the packages of ``requirements.txt``, and so runs in their environment.
+        trained_only: whether only its error on trained models is of interest.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Contender:
     prepare: dict[str, Any] = field(default_factory=dict)
     load: dict[str, Any] = field(default_factory=dict)
     peers: bool = False
+    trained_only: bool = False
 
     @property
     def profiled(self) -> bool:
@@ -46,6 +48,12 @@ def _torch(name: str, title: str, dtype: str, **load: Any) -> Contender:
 def _halftone(name: str, title: str, recipe: str, *overrides: str, peers: bool = False, **load: Any) -> Contender:
     given = {"recipe": recipe, "overrides": list(overrides)}
     return Contender(name, title, "halftone_engine", given, {"engine": "torch", **load}, peers)
+
+
+def _q_diffusion(recipe: str, title: str) -> Contender:
+    # Learned rounding at the smallest budget, minutes where nearest rounding takes seconds; attention in 8 bits too.
+    given = {"recipe": recipe, "budget": "demo"}
+    return Contender(recipe, title, "halftone_engine", given, {"engine": "torch"}, trained_only=True)
 
 
 CONTENDERS = (
@@ -67,6 +75,8 @@ CONTENDERS = (
     ),
     _halftone("halftone-w8a8", "Halftone W8A8", "rtn-w8a8", *_FLOAT_ATTENTION),
     _halftone("halftone-w4a8", "Halftone W4A8", "rtn-w4a8", *_FLOAT_ATTENTION),
+    _q_diffusion("q-diffusion-w8a8", "Halftone W8A8, Q-Diffusion"),
+    _q_diffusion("q-diffusion-w4a8", "Halftone W4A8, Q-Diffusion"),
 )
 BY_NAME = {each.name: each for each in CONTENDERS}
 assert len(BY_NAME) == len(CONTENDERS)

@@ -32,9 +32,10 @@ def rows(settings: Settings) -> list[Row]:
     return [row for row in found if fnmatchcase(f"{row.section}/{row.name}", settings.pattern)]
 
 
-def _asked(settings: Settings) -> list[Contender]:
+def _asked(settings: Settings, trained: bool = False) -> list[Contender]:
     patterns = settings.contenders.split(",")
-    return [each for each in CONTENDERS if any(fnmatchcase(each.name, pattern) for pattern in patterns)]
+    some = [each for each in CONTENDERS if trained or not each.trained_only]
+    return [each for each in some if any(fnmatchcase(each.name, pattern) for pattern in patterns)]
 
 
 def _footprint(settings: Settings) -> Iterator[Row]:
@@ -52,7 +53,7 @@ def _latency(settings: Settings) -> Iterator[Row]:
 
 def _error(settings: Settings) -> Iterator[Row]:
     for model in settings.trained:
-        for each in _asked(settings):
+        for each in _asked(settings, trained=True):
             if each.name != REFERENCE:
                 yield Row("error", f"{short(model)}-{each.name}", model, (each,))
 

@@ -1,5 +1,6 @@
 """Contenders in processes of their own, seen from the command: start, ask, stop."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -71,15 +72,19 @@ class Process:
 
     def stop(self) -> None:
         """End the process."""
-        if self.process.poll() is None:
-            assert self.process.stdin is not None
-            try:
-                self.process.stdin.write('["quit"]\n')
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write('["quit"]\n')
+            self.process.stdin.close()
+            self.process.wait(20)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        finally:
+            # Closing flushes, which the end of the process may have made impossible.
+            with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
-                self.process.wait(20)
-            except (BrokenPipeError, subprocess.TimeoutExpired):
-                self.process.kill()
-                self.process.wait()
+            self.process.stdout.close()
 
     def __enter__(self) -> "Process":
         return self

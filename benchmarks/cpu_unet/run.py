@@ -3,15 +3,16 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_unet.cases import short
 from benchmarks.cpu_unet.measure import error, footprint, latency, weigh, weight
 from benchmarks.cpu_unet.plan import Row, rows
 from benchmarks.cpu_unet.process import Failed
 from benchmarks.cpu_unet.settings import Settings
-from benchmarks.cpu_unet.workshop import REQUIREMENTS, Workshop
+from benchmarks.cpu_unet.workshop import REQUIREMENTS, Workshop, shipped
 from benchmarks.records import circumstances, readable
 from halftone.foundation.files import write_atomically
 
@@ -23,6 +24,10 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
 
     A road that cannot run a model is no failure of the study: its row says why, and is not tried again.
     """
+    missing = [model for model in settings.trained if not shipped(model)]
+    if missing and "error" in settings.sections:
+        say(f"left out, as it does not ship: {', '.join(missing)}")
+    settings = replace(settings, trained=tuple(model for model in settings.trained if model not in missing))
     workshop = Workshop(settings, say)
     asked = rows(settings)
     wanted = [row for row in asked if not (settings.resume and _there(row, settings))]
@@ -72,7 +77,7 @@ def path_of(row: Row, settings: Settings) -> Path:
 
 def protocol(row: Row, settings: Settings) -> dict[str, Any]:
     """Return what the numbers of a row depend on: a row that exists with the same protocol is not measured again."""
-    facts: dict[str, Any] = {"model": row.model.removeprefix(str(settings.cache)), "threads": settings.threads}
+    facts: dict[str, Any] = {"model": short(row.model), "threads": settings.threads}
     facts["contenders"] = {each.name: {"prepare": each.prepare, "load": each.load} for each in row.contenders}
     facts["packages"] = _packages()
     if row.case is not None:
@@ -95,7 +100,8 @@ def _there(row: Row, settings: Settings) -> bool:
 
 def _plain(row: Row) -> dict[str, Any]:
     names = [each.name for each in row.contenders]
-    return {"section": row.section, "name": row.name, "contenders": names, "case": row.case and asdict(row.case)}
+    case = None if row.case is None else {**asdict(row.case), "model": short(row.model)}
+    return {"section": row.section, "name": row.name, "contenders": names, "case": case}
 
 
 def _spoken(row: Row, metrics: dict[str, Any]) -> str:

@@ -137,6 +137,13 @@ class Workshop:
         return self.settings.cache / "logs" / f"{name}.log"
 
 
+def shipped(model: str) -> bool:
+    """Return whether a model is there: one of the zoo may not be trained yet."""
+    from halftone.zoo.catalog import CATALOG
+
+    return not any(entry.name == model.removeprefix("zoo:") and not entry.installed for entry in CATALOG)
+
+
 def _make_environment(place: Path, python: Path) -> None:
     here = Path(next(path for path in sys.path if path.endswith("site-packages")))
     try:
