@@ -121,7 +121,7 @@ def make_sd15(folder: Path, unet: Mapping[str, Any] | None = None) -> None:
         )
     pipe = StableDiffusionPipeline(
         vae=vae.eval(), text_encoder=text.eval(), tokenizer=words, unet=network.eval(),
-        scheduler=DDIMScheduler(clip_sample=False), safety_checker=None, feature_extractor=None,
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipe.save_pretrained(partial)

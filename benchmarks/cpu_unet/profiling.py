@@ -60,7 +60,7 @@ class Work:
     """Counts the operations that a call cannot do without: products and sums in linears, convolutions and attention."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
-        self.linear = self.attention = 0.0
+        self.layers = self.attention = 0.0
         self._hooks = []
         for module in unet.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
@@ -70,7 +70,7 @@ class Work:
 
     def _layer(self, module: Any, _: Any, output: torch.Tensor) -> None:
         weight = torch.Size(getattr(module, "weight_shape", None) or module.weight.shape)
-        self.linear += 2.0 * output.numel() * weight[1:].numel() / 1e9
+        self.layers += 2.0 * output.numel() * weight[1:].numel() / 1e9
 
     def _attention(self, module: Any, args: tuple, kwargs: dict[str, Any], output: torch.Tensor) -> None:
         other = kwargs.get("encoder_hidden_states")
@@ -112,7 +112,7 @@ def profile(denoiser: Any, inputs: Inputs) -> dict[str, Any]:
         "profiled": profiled,
         "between": profiled - inside,
         "operators": kept,
-        "giga_operations": {"layers": round(work.linear, 1), "attention": round(work.attention, 1)},
+        "giga_operations": {"layers": float(f"{work.layers:.4g}"), "attention": float(f"{work.attention:.4g}")},
     }
 
 

@@ -33,12 +33,19 @@ SMALL = {
 }  # fmt: skip
 CASE = Case(SD15, 128, 2)
 NEEDS = {"openvino_ir": "nncf", "onnx_runtime": "onnxruntime", "sdnq_int8": "sdnq", "torchao_int8": "torchao"}
+# What is prepared here calls diffusers and transformers in many ways that a later version will have otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 
 
 def _prepared_here(python: Path, spec: dict, log: Path, threads: int) -> dict:
     """As the study does it, without waiting for a process that imports everything again."""
-    return process.prepared(python, spec, log, threads) if spec["make"] == "profile" else prepare.make(spec)
+    if spec["make"] == "profile":
+        return process.prepared(python, spec, log, threads)
+    try:
+        return prepare.make(spec)
+    except ImportError as error:
+        raise Failed(str(error)) from error
 
 
 @pytest.fixture(scope="module")
