@@ -75,6 +75,7 @@ CONTENDERS = (
     ),
     _halftone("halftone-w8a8", "Halftone W8A8", "rtn-w8a8", *_FLOAT_ATTENTION),
     _halftone("halftone-w4a8", "Halftone W4A8", "rtn-w4a8", *_FLOAT_ATTENTION),
+    _halftone("halftone-w8a8-compiled", "Halftone W8A8, compiled", "rtn-w8a8", *_FLOAT_ATTENTION, compiled=True),
     _q_diffusion("q-diffusion-w8a8", "Halftone W8A8, Q-Diffusion"),
     _q_diffusion("q-diffusion-w4a8", "Halftone W4A8, Q-Diffusion"),
 )

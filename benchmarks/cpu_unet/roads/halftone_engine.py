@@ -34,14 +34,23 @@ def prepare(
 
 
 def load(
-    folder: Path, shapes: dict[str, list[int]], threads: int, *, engine: str, dtype: str = "float32", **options: Any
+    folder: Path,
+    shapes: dict[str, list[int]],
+    threads: int,
+    *,
+    engine: str,
+    dtype: str = "float32",
+    compiled: bool = False,
+    **options: Any,
 ) -> TorchDenoiser:
     """Load it; ``options`` are the engine's own."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as the command does
     unet = from_folder(folder, dtype).to(memory_format=torch.channels_last)
     halftone.set_engine(unet, engine, **options)
-    return TorchDenoiser(unet, getattr(torch, dtype))
+    if compiled:
+        unet.compile()
+    return TorchDenoiser(unet, getattr(torch, dtype), no_grad=compiled)
 
 
 def kernels(denoiser: TorchDenoiser) -> dict[str, int]:
