@@ -26,11 +26,11 @@ def profile_lines(cases: list[tuple[str, list[dict[str, Any]]]]) -> list[str]:
             found = row["metrics"]
             heading = f"### {BY_NAME[name].title if name in BY_NAME else name}: {title}"
             if "failed" not in found:
-                lines += [heading, "", *_profile(found)]
+                lines += [heading, "", *_profile(found, row["load_average"])]
     return lines
 
 
-def _profile(found: dict[str, Any]) -> list[str]:
+def _profile(found: dict[str, Any], load: float | None) -> list[str]:
     total, operators = found["profiled"], found["operators"]
     sums = dict.fromkeys([*(kind for kind, _ in KINDS), OTHERS], 0.0)
     for each in operators:
@@ -62,7 +62,7 @@ def _profile(found: dict[str, Any]) -> list[str]:
     )
     return [
         f"A call: {1e3 * found['wall']:.0f} ms; in the profiler {1e3 * total:.0f} ms. {needed}"
-        f"Ceilings, GOP/s where nothing else is said: {ceilings}.",
+        f"Ceilings, GOP/s where nothing else is said: {ceilings}. Load average at the end: {load}.",
         "",
         *table(["kind", "ms", "%", "GOP/s"], body),
         *table(["operator", "kind", "times", "ms", "%"], detail),

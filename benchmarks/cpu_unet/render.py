@@ -111,7 +111,8 @@ def _latency(rows: Rows) -> list[str]:
         count = 1 + max((found.get("group", 0) for found in contenders.values()), default=0)
         groups = f", in {count} groups that fit into memory, the two baselines in each" if count > 1 else ""
         note = (
-            f"{row['protocol']['rounds']} rounds{groups}. × is how many times faster, with a 95 % interval over rounds."
+            f"{row['protocol']['rounds']} rounds{groups}; load average at the end {row['load_average']}. "
+            "× is how many times faster, with a 95 % interval over rounds."
         )
         lines += [f"### {title}", "", *table(head, body), note, ""]
     return lines
