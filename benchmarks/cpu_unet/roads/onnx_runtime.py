@@ -28,7 +28,7 @@ def prepare(model: Path, folder: Path, calibration: Path, *, quantized: bool = T
     dynamic = {"sample": {0: "batch", 2: "height", 3: "width"}, "text": {0: "batch"}}
     with torch.no_grad():
         torch.onnx.export(
-            plain, example, place / _FLOAT, input_names=list(names), output_names=["output"], dynamo=False,
+            plain, example, str(place / _FLOAT), input_names=list(names), output_names=["output"], dynamo=False,
             dynamic_axes={name: axes for name, axes in dynamic.items() if name in names}, opset_version=17,
         )  # fmt: skip
     del plain
