@@ -4,7 +4,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 
@@ -78,6 +77,3 @@ class Plain(nn.Module):
         size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
         given = torch.randn(batch, config.in_channels, size, size), torch.tensor(500)
         return (*given, torch.randn(batch, 77, config.cross_attention_dim)) if self.conditional else given
-
-
-VERSION = diffusers.__version__
