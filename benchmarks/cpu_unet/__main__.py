@@ -1,0 +1,71 @@
+"""``python -m benchmarks.cpu_unet run`` measures, ``python -m benchmarks.cpu_unet render`` writes the page."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.command import finished, say
+from benchmarks.cpu_unet.settings import CACHE, DOCS, RESULTS, SECTIONS, Settings
+from halftone.foundation.progress import Progress
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_unet", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure the rows that are missing")
+    run.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them: %(default)s")
+    run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as 'latency/*-512-*'")
+    run.add_argument(
+        "--contenders",
+        default="*",
+        help="only contenders whose names match one of these, with commas between them; in latency rows "
+        "torch-bf16 and openvino-int8 take part in any case",
+    )
+    run.add_argument("--rounds", type=int, default=9, help="turns of each contender in a latency row")
+    run.add_argument(
+        "--memory", type=float, default=12.0, help="GiB that the processes of one group may take; default: %(default)s"
+    )
+    run.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each contender; default: %(default)s")
+    run.add_argument(
+        "--peers", type=Path, help="the Python that has requirements.txt; default: one is made in the cache"
+    )
+    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip rows that are there")
+    run.add_argument("--cache", type=Path, default=CACHE, help="models and what was prepared; default: %(default)s")
+    render = commands.add_parser("render", help="write the page")
+    render.add_argument("--docs", type=Path, default=DOCS)
+    for command in (run, render):
+        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows; default: %(default)s")
+    return parser
+
+
+def _settings(chosen: argparse.Namespace) -> Settings:
+    sections = tuple(part.strip() for part in chosen.only.split(",") if part.strip())
+    unknown = [part for part in sections if part not in SECTIONS]
+    if unknown:
+        raise SystemExit(f"--only: unknown {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    given = {key: getattr(chosen, key) for key in ("contenders", "rounds", "threads", "peers", "resume")}
+    places = {"results": chosen.results, "cache": chosen.cache.resolve()}
+    return Settings(sections=sections, pattern=chosen.rows, memory=int(chosen.memory * 2**30), **given, **places)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0; 2 for a wrong request, 130 when interrupted."""
+    chosen = _parser().parse_args(arguments)
+
+    def work(progress: Progress) -> list[str]:
+        if chosen.command == "render":
+            from benchmarks.cpu_unet.render import render
+
+            for line in render(chosen.results, chosen.docs):
+                say(line)
+            return []
+        from benchmarks.cpu_unet.run import run
+
+        return run(_settings(chosen), say)
+
+    return finished(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
