@@ -153,8 +153,7 @@ def test_what_the_loops_do_not_serve_is_left_alone() -> None:
         assert loops.normalise(x, norm, True, grid) is None
     x = torch.zeros(2, 4, 3, 3).to(memory_format=torch.channels_last)
     assert loops.normalise(x, norm, True, Grid(1.0, MAGIC, 65535, 8)) is None
-    double = loops.normalise(x + 1, norm.double(), True, grid)
-    assert double is None or torch.equal(double, loops.normalise(x + 1, norm.float(), True, grid))
+    assert loops.normalise(x, norm.double(), True, grid) is None
 
 
 def reason(tmp_path: Path, **environment: str) -> str:

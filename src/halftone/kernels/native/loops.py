@@ -15,6 +15,7 @@ _ENCODE = [_POINTER, _POINTER, _LONG, _LONG, _LONG, _FLOAT, _FLOAT, _FLOAT, _INT
 _NORMALISE = [_POINTER, _POINTER, *[_LONG] * 4, _POINTER, _POINTER, _FLOAT, _INT, _FLOAT, _FLOAT, _FLOAT]
 _ROWS = [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, *[_FLOAT] * 4]
 _MULTIPLY = [*[_POINTER] * 3, *[_LONG] * 3, *[_POINTER] * 3]
+_SHORT = (torch.float32, torch.bfloat16, torch.float16)  # what float32 holds exactly
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -43,7 +44,10 @@ def normalise(x: torch.Tensor, norm: nn.GroupNorm, silu: bool, grid: Grid) -> to
     function = _function("normalise", x)
     if function is None or x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last) or grid.shift:
         return None
-    weight, bias = _parameters(norm)
+    parameters = _parameters(norm)
+    if parameters is None:
+        return None
+    weight, bias = parameters
     samples, channels, height, width = x.shape
     codes = torch.empty_like(x, dtype=torch.uint8)
     addresses = (0 if value is None else value.data_ptr() for value in (weight, bias))
@@ -57,7 +61,10 @@ def normalise_rows(x: torch.Tensor, norm: nn.LayerNorm, grid: Grid) -> torch.Ten
     function = _function("normalise_rows", x)
     if function is None or not x.is_contiguous() or grid.shift or tuple(norm.normalized_shape) != x.shape[-1:]:
         return None
-    weight, bias = _parameters(norm)
+    parameters = _parameters(norm)
+    if parameters is None:
+        return None
+    weight, bias = parameters
     codes = torch.empty_like(x, dtype=torch.uint8)
     addresses = (0 if value is None else value.data_ptr() for value in (weight, bias))
     sizes = (x.numel() // x.shape[-1], x.shape[-1])
@@ -65,12 +72,13 @@ def normalise_rows(x: torch.Tensor, norm: nn.LayerNorm, grid: Grid) -> torch.Ten
     return codes
 
 
-def _parameters(norm: nn.GroupNorm | nn.LayerNorm) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return weight and bias as the loops read them; the caller holds them while they are read."""
-    weight, bias = (
-        None if value is None else value.detach().to("cpu", torch.float32).contiguous()
-        for value in (norm.weight, norm.bias)
-    )
+def _parameters(norm: nn.GroupNorm | nn.LayerNorm) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+    """Return weight and bias as the loops read them, to be held by the caller meanwhile; None where they are not for loops."""
+    values = (norm.weight, norm.bias)
+    for value in values:
+        if value is not None and (value.device.type != "cpu" or value.dtype not in _SHORT):
+            return None
+    weight, bias = (None if value is None else value.detach().float().contiguous() for value in values)
     return weight, bias
 
 
