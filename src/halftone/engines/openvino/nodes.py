@@ -1,0 +1,198 @@
+"""A quantized layer as nodes of an OpenVINO graph, in the form that its low-precision transformations take to 8-bit operators.
+
+``FakeQuantize`` with 256 levels in front, and an int8 constant that is converted and multiplied by its scales: the plugin then
+multiplies uint8 by int8, folds the zero point into the sums, and lets a layer put out codes where only quantized layers read them.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from openvino import Node, Output, Type
+from openvino import opset13 as ops
+
+from halftone.formats import AbstractFormat, Affine
+from halftone.formats.kinds.integer import Integer
+from halftone.foundation.errors import KernelError
+from halftone.kernels import Operands, Operation
+from halftone.kernels.centred_weight import centred, span
+from halftone.nn.layers import QuantConv2d, QuantizedLayer, QuantLinear
+
+SEGMENT = "#"  # between a layer's path and the number of a segment, in the names of nodes
+_LEVELS = 256
+_PADDINGS = {"reflect": "reflect", "replicate": "edge"}
+
+
+@dataclass
+class Nodes:
+    """Makes the nodes of one graph; equal quantizations of one tensor are made once.
+
+    Attributes:
+        wide: nodes that must compute in float32 whatever the precision of the rest, because their input has more than 8 bits.
+    """
+
+    wide: list[Node] = field(default_factory=list)
+    _made: dict[tuple, Output] = field(default_factory=dict)
+
+    def layer(self, x: Output, layer: QuantizedLayer, path: str) -> Output:
+        """Return what ``layer`` makes of ``x``."""
+        operation, operands = layer._computed(), layer.operands()
+        kept = layer.kept if isinstance(layer, QuantLinear) else 0
+        given, own = x, x.get_element_type()
+        x = _as(x, Type.f32)
+        if kept:
+            x = _from(x, kept)
+        parts = self._parts(x, operation)
+        total: Output | None = None
+        start = 0
+        for number, (size, part) in enumerate(zip(operation.segments, parts, strict=True)):
+            inputs = None if operands.input is None else _segment(operands.input, number)
+            if inputs is not None and operation.input_format is not None:
+                part = self.quantized(part, inputs, operation.input_format, path)
+            weight = _weight(_cut(operation, operands, number, start, size), operation)
+            product = _product(part, weight, operation, layer)
+            if operation.input_format is not None and operation.input_format.bits > 8:
+                self.wide.append(product)
+            product.set_friendly_name(path if number == 0 else f"{path}{SEGMENT}{number}")
+            total = product.output(0) if total is None else ops.add(total, product).output(0)
+            start += size
+        assert total is not None
+        if operands.bias is not None:
+            bias = ops.constant(_channels(operands.bias.float(), layer).numpy())
+            total = ops.add(total, bias, name=f"{path}.bias").output(0)
+        if kept:
+            total = _with_kept(given, total, layer)
+        return _as(total, own)
+
+    def quantized(self, x: Output, affine: Affine, number_format: AbstractFormat, path: str) -> Output:
+        """Return ``x`` on the grid; ``affine`` is of the whole tensor.
+
+        Below 8 bits the ends are clamped first, so that an 8-bit grid of the same steps serves.
+        """
+        if not isinstance(number_format, Integer):
+            raise KernelError(path, "an integer input", number_format.name, "Use --engine simulate.")
+        scale, zero = float(affine.scale), float(affine.zero_point)
+        key = (x.get_node().get_name(), x.get_index(), scale, zero, number_format)
+        if key not in self._made:
+            low, high = ((end - zero) * scale for end in (number_format.low, number_format.high))
+            levels = 2**number_format.bits
+            if levels < _LEVELS:
+                x, levels = ops.clamp(x, low, high).output(0), _LEVELS
+                high = low + (_LEVELS - 1) * scale
+            ends = [ops.constant(np.array(end, np.float32)) for end in (low, high)]
+            node = ops.fake_quantize(x, *ends, *ends, levels)
+            if number_format.bits > 8:
+                self.wide.append(node)
+            self._made[key] = node.output(0)
+        return self._made[key]
+
+    def site(self, x: Output, affine: Affine, number_format: AbstractFormat, path: str) -> Output:
+        """Return an attention's operand as it leaves its site."""
+        own = x.get_element_type()
+        return _as(self.quantized(_as(x, Type.f32), affine, number_format, path), own)
+
+    @staticmethod
+    def _parts(x: Output, operation: Operation) -> list[Output]:
+        """Return the input's segments: where ``x`` is their concatenation, what it was made of."""
+        sizes = list(operation.segments)
+        if len(sizes) == 1:
+            return [x]
+        axis = 1 if operation.kind == "conv2d" else -1
+        node = x.get_node()
+        if node.get_type_name() == "Concat" and node.get_attributes()["axis"] in (
+            axis,
+            axis % len(x.get_partial_shape()),
+        ):
+            parts = [value.get_source_output() for value in node.inputs()]
+            widths = [
+                part.get_partial_shape()[axis % 4 if axis == 1 else len(part.get_partial_shape()) - 1] for part in parts
+            ]
+            if [width.get_length() if width.is_static else -1 for width in widths] == sizes:
+                return parts
+        split = ops.variadic_split(x, ops.constant(np.array(axis, np.int64)), ops.constant(np.array(sizes, np.int64)))
+        return list(split.outputs())
+
+
+def _segment(affine: Affine, number: int) -> Affine:
+    return Affine(affine.scale[number], affine.zero_point[number])
+
+
+def _cut(operation: Operation, operands: Operands, number: int, start: int, size: int) -> tuple[Operation, Operands]:
+    """Return one segment of a layer as a layer of its own, without bias."""
+    if len(operation.segments) == 1:
+        return operation, operands
+    affine = Affine(operands.weight.scale[number : number + 1], operands.weight.zero_point[number : number + 1])
+    codes = operands.codes[:, start : start + size]
+    return replace(operation, in_channels=size, segments=(size,)), Operands(codes, affine, None, None)
+
+
+def _weight(cut: tuple[Operation, Operands], whole: Operation) -> Output:
+    """Return the float weight as the graph holds it: integers, converted and multiplied by the scale of each output channel."""
+    operation, operands = cut
+    fits = not isinstance(span(operation, operands), str)
+    column = [-1, *[1] * (operands.codes.ndim - 1)]
+    if fits:
+        levels = ops.constant(_grouped(centred(operation, operands), whole).numpy())
+        weight = ops.convert(levels, Type.f32)
+    else:
+        # A ninth bit: right, and the plugin decides whether it multiplies integers.
+        zero = operands.weight.zero_point[0] - operation.weight_format.low
+        levels = ops.constant(_grouped(operands.codes, whole).numpy())
+        weight = ops.subtract(ops.convert(levels, Type.f32), ops.constant(_grouped(zero.view(column), whole).numpy()))
+    return ops.multiply(weight, ops.constant(_grouped(operands.weight.scale[0].view(column), whole).numpy())).output(0)
+
+
+def _grouped(values: torch.Tensor, operation: Operation) -> torch.Tensor:
+    """Return ``[out, ...]`` as ``[groups, out / groups, ...]`` where the operation has groups."""
+    return values.unflatten(0, (operation.groups, -1)) if operation.groups > 1 else values
+
+
+def _product(x: Output, weight: Output, operation: Operation, layer: QuantizedLayer) -> Node:
+    if operation.kind == "linear":
+        return ops.matmul(x, weight, False, True)
+    begin, end = _padding(operation)
+    if operation.padding_mode != "zeros":
+        if operation.padding_mode not in _PADDINGS:
+            known = "zeros, reflect or replicate"
+            raise KernelError("openvino", f"padding by {known}", operation.padding_mode, "Use --engine torch.")
+        pads = [ops.constant(np.array([0, 0, *pad], np.int64)) for pad in (begin, end)]
+        x = ops.pad(x, *pads, _PADDINGS[operation.padding_mode]).output(0)
+        begin = end = [0, 0]
+    convolution = ops.group_convolution if operation.groups > 1 else ops.convolution
+    return convolution(x, weight, list(operation.stride), begin, end, list(operation.dilation))
+
+
+def _padding(operation: Operation) -> tuple[list[int], list[int]]:
+    """Return what is padded before and after, as PyTorch does: of an odd sum the greater half comes after."""
+    if operation.padding == "valid":
+        return [0, 0], [0, 0]
+    if operation.padding == "same":
+        sums = [d * (k - 1) for d, k in zip(operation.dilation, operation.kernel_size, strict=True)]
+        return [each // 2 for each in sums], [each - each // 2 for each in sums]
+    assert not isinstance(operation.padding, str)
+    return list(operation.padding), list(operation.padding)
+
+
+def _channels(values: torch.Tensor, layer: QuantizedLayer) -> torch.Tensor:
+    return values.view(1, -1, 1, 1) if isinstance(layer, QuantConv2d) else values
+
+
+def _as(x: Output, element: Type) -> Output:
+    return x if x.get_element_type() == element else ops.convert(x, element).output(0)
+
+
+def _from(x: Output, first: int) -> Output:
+    """Return the tokens of ``x`` ``[..., tokens, channels]`` from ``first`` on."""
+    begin, end, step, axis = (ops.constant(np.array([value], np.int64)) for value in (first, 2**31 - 1, 1, -2))
+    return ops.slice(x, begin, end, step, axis).output(0)
+
+
+def _with_kept(x: Output, rest: Output, layer: QuantizedLayer) -> Output:
+    """Return the stored outputs of the first tokens and ``rest``, for the batch of ``x``."""
+    kept = layer.kept_output.numpy()
+    rank = len(x.get_partial_shape())
+    shape = ops.shape_of(x, "i64")
+    lead = ops.slice(shape, *(ops.constant(np.array([value], np.int64)) for value in (0, rank - 2, 1, 0)))
+    target = ops.concat([lead, ops.constant(np.array(kept.shape, np.int64))], 0)
+    first = ops.broadcast(ops.constant(kept), target)
+    return ops.concat([first, rest], -2).output(0)
