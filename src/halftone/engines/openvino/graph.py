@@ -60,12 +60,14 @@ class Graph:
         paths: of the quantized layers; their products are nodes of the same names.
         result: the tree of what the network returns.
         constants: leaves of it that are no tensors, by their places.
+        held: what the model shares memory with.
     """
 
     model: ov.Model
     paths: frozenset[str]
     result: Any
     constants: dict[int, Any]
+    held: list[Any]
 
     def returned(self, tensors: list[torch.Tensor]) -> Any:
         """Return ``tensors`` as the network returns them."""
@@ -111,7 +113,8 @@ def export(
     try:
         with standing_in(network) as standing, torch.no_grad():
             script = torch.jit.trace(traced, tensors, strict=False, check_trace=False)
-            model = _converted(script, standing)
+            nodes = Nodes()
+            model = _converted(script, standing, nodes)
             paths = frozenset(path for path, _ in standing.layers)
     except HalftoneError:
         raise
@@ -126,12 +129,10 @@ def export(
         port.node.set_friendly_name(name)
         port.node.set_partial_shape(PartialShape(list(shape)))
     model.validate_nodes_and_infer_types()
-    return Graph(model, paths, traced.result, traced.constants)
+    return Graph(model, paths, traced.result, traced.constants, nodes.held)
 
 
-def _converted(script: Any, standing: Standing) -> ov.Model:
-    nodes = Nodes()
-
+def _converted(script: Any, standing: Standing, nodes: Nodes) -> ov.Model:
     def layer(context: Any) -> list[ov.Output]:
         path, module = standing.layers[int(context.get_values_from_const_input(1))]
         return [nodes.layer(context.get_input(0), module, path)]

@@ -7,6 +7,7 @@ multiplies uint8 by int8, folds the zero point into the sums, and lets a layer p
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import openvino as ov
 import torch
 from openvino import Node, Output, Type
 from openvino import opset13 as ops
@@ -20,6 +21,8 @@ from halftone.nn.layers import QuantConv2d, QuantizedLayer, QuantLinear
 
 SEGMENT = "#"  # between a layer's path and the number of a segment, in the names of nodes
 _LEVELS = 256
+# Packed codes that OpenVINO lays out as we do, by their bits, and integers that hold code and zero point.
+_SHARED = {4: (Type.u4, Type.i8), 8: (Type.u8, Type.i16)}
 _PADDINGS = {"reflect": "reflect", "replicate": "edge"}
 
 
@@ -28,10 +31,10 @@ class Nodes:
     """Makes the nodes of one graph; equal quantizations of one tensor are made once.
 
     Attributes:
-        wide: nodes that must compute in float32 whatever the precision of the rest, because their input has more than 8 bits.
+        held: arrays whose memory constants of the graph share, and which must live as long as it does.
     """
 
-    wide: list[Node] = field(default_factory=list)
+    held: list[np.ndarray] = field(default_factory=list)
     _made: dict[tuple, Output] = field(default_factory=dict)
 
     def layer(self, x: Output, layer: QuantizedLayer, path: str) -> Output:
@@ -49,10 +52,11 @@ class Nodes:
             inputs = None if operands.input is None else _segment(operands.input, number)
             if inputs is not None and operation.input_format is not None:
                 part = self.quantized(part, inputs, operation.input_format, path)
-            weight = _weight(_cut(operation, operands, number, start, size), operation)
+            if len(operation.segments) == 1:
+                weight = self._weight(operation, operands, layer)
+            else:
+                weight = self._weight(*_cut(operation, operands, number, start, size), None)
             product = _product(part, weight, operation, layer)
-            if operation.input_format is not None and operation.input_format.bits > 8:
-                self.wide.append(product)
             product.set_friendly_name(path if number == 0 else f"{path}{SEGMENT}{number}")
             total = product.output(0) if total is None else ops.add(total, product).output(0)
             start += size
@@ -81,8 +85,6 @@ class Nodes:
                 high = low + (_LEVELS - 1) * scale
             ends = [ops.constant(np.array(end, np.float32)) for end in (low, high)]
             node = ops.fake_quantize(x, *ends, *ends, levels)
-            if number_format.bits > 8:
-                self.wide.append(node)
             self._made[key] = node.output(0)
         return self._made[key]
 
@@ -90,6 +92,33 @@ class Nodes:
         """Return an attention's operand as it leaves its site."""
         own = x.get_element_type()
         return _as(self.quantized(_as(x, Type.f32), affine, number_format, path), own)
+
+    def _weight(self, operation: Operation, operands: Operands, layer: QuantizedLayer | None) -> Output:
+        """Return the float weight as the graph holds it: integers, converted and multiplied by the scale of each output channel.
+
+        Args:
+            layer: whose packed codes the graph is to share, rather than to copy; None: they cannot be shared.
+        """
+        column = [-1, *[1] * (operands.codes.ndim - 1)]
+        zero = _grouped((operands.weight.zero_point[0] - operation.weight_format.low).view(column), operation)
+        bits = operation.weight_format.bits
+        if isinstance(span(operation, operands), str):
+            # A ninth bit: right, and the plugin decides whether it multiplies integers.
+            codes = ops.convert(ops.constant(_grouped(operands.codes, operation).numpy()), Type.f32)
+            levels = ops.subtract(codes, ops.constant(zero.numpy()))
+        elif layer is not None and bits in _SHARED and operands.codes[0].numel() * bits % 8 == 0:
+            # The plugin computes these integers once, when it compiles; files keep the codes, four bits where they have four.
+            element, wide = _SHARED[bits]
+            array = layer.weight.detach().contiguous().numpy()
+            self.held.append(array)
+            shape = list(_grouped(operands.codes, operation).shape)
+            codes = ops.convert(ops.constant(ov.Tensor(array, ov.Shape(shape), element)), wide)
+            levels = ops.subtract(codes, ops.constant(zero.numpy().astype(wide.to_dtype())))
+            levels = ops.convert(levels if wide == Type.i8 else ops.convert(levels, Type.i8), Type.f32)
+        else:
+            levels = ops.convert(ops.constant(_grouped(centred(operation, operands), operation).numpy()), Type.f32)
+        scale = _grouped(operands.weight.scale[0].view(column), operation)
+        return ops.multiply(levels, ops.constant(scale.numpy())).output(0)
 
     @staticmethod
     def _parts(x: Output, operation: Operation) -> list[Output]:
@@ -119,27 +148,9 @@ def _segment(affine: Affine, number: int) -> Affine:
 
 def _cut(operation: Operation, operands: Operands, number: int, start: int, size: int) -> tuple[Operation, Operands]:
     """Return one segment of a layer as a layer of its own, without bias."""
-    if len(operation.segments) == 1:
-        return operation, operands
     affine = Affine(operands.weight.scale[number : number + 1], operands.weight.zero_point[number : number + 1])
     codes = operands.codes[:, start : start + size]
     return replace(operation, in_channels=size, segments=(size,)), Operands(codes, affine, None, None)
-
-
-def _weight(cut: tuple[Operation, Operands], whole: Operation) -> Output:
-    """Return the float weight as the graph holds it: integers, converted and multiplied by the scale of each output channel."""
-    operation, operands = cut
-    fits = not isinstance(span(operation, operands), str)
-    column = [-1, *[1] * (operands.codes.ndim - 1)]
-    if fits:
-        levels = ops.constant(_grouped(centred(operation, operands), whole).numpy())
-        weight = ops.convert(levels, Type.f32)
-    else:
-        # A ninth bit: right, and the plugin decides whether it multiplies integers.
-        zero = operands.weight.zero_point[0] - operation.weight_format.low
-        levels = ops.constant(_grouped(operands.codes, whole).numpy())
-        weight = ops.subtract(ops.convert(levels, Type.f32), ops.constant(_grouped(zero.view(column), whole).numpy()))
-    return ops.multiply(weight, ops.constant(_grouped(operands.weight.scale[0].view(column), whole).numpy())).output(0)
 
 
 def _grouped(values: torch.Tensor, operation: Operation) -> torch.Tensor:
