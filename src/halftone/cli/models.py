@@ -88,7 +88,8 @@ def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> list[str]:
 
     from halftone.engines import require, set_engine
     from halftone.engines.fastest import fastest
-    from halftone.engines.select import AUTO, network_engines
+    from halftone.engines.select import network_engines
+    from halftone.kernels.select import AUTO
     from halftone.models.denoiser import denoiser, other_denoisers
     from halftone.models.example_inputs import example_inputs
     from halftone.nn.layers import quantized_layers

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from halftone.engines.select import AUTO, network_engines, set_engine, unavailable
+from halftone.engines.select import network_engines, set_engine, unavailable
 from halftone.foundation.errors import KernelError
 from halftone.foundation.files import private_cache, text_digest, write_atomically
 from halftone.kernels.machine import machine
+from halftone.kernels.select import AUTO
 from halftone.nn.layers import quantized_layers
 
 _ROUNDS = 5

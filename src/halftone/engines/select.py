@@ -5,11 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from halftone.engines.contract import AbstractNetworkEngine
+from halftone.engines.contract import AbstractNetworkEngine, AbstractSession
 from halftone.foundation.errors import ConfigError, KernelError
 from halftone.foundation.registry import make, names
 from halftone.kernels import machine
-from halftone.kernels.select import AUTO
 from halftone.kernels.select import check_engine as check_kernels
 from halftone.kernels.select import engines as kernel_engines
 from halftone.nn import layers
@@ -97,6 +96,11 @@ def running(network: nn.Module) -> str | None:
     return getattr(network, _RUNS, None)
 
 
+def session(network: nn.Module) -> AbstractSession | None:
+    """Return what runs the whole of ``network``, None where its layers run by themselves."""
+    return network.__dict__["forward"] if running(network) is not None else None
+
+
 def _release(network: nn.Module) -> None:
     if running(network) is not None:
         del network.forward
@@ -106,6 +110,3 @@ def _release(network: nn.Module) -> None:
 def _made(engine: str, **options: Any) -> AbstractNetworkEngine:
     engine_: AbstractNetworkEngine = make(_LIBRARY, {"name": engine, **options}, f"engine '{engine}'")
     return engine_
-
-
-__all__ = ["AUTO", "engines", "network_engines", "require", "running", "set_engine", "unavailable"]

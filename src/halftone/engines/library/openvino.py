@@ -1,13 +1,12 @@
 """OpenVINO: the whole network as one graph of 8-bit operators, with the artifact's own codes and scales."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata, util
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
-from halftone.engines.contract import AbstractNetworkEngine
+from halftone.engines.contract import AbstractNetworkEngine, AbstractSession
 from halftone.foundation.errors import ConfigError
 
 _EXTRA = "pip install 'halftone[openvino]'"
@@ -43,7 +42,7 @@ class Openvino(AbstractNetworkEngine):
             return f"openvino {version} is older than {_OLDEST[0]}.{_OLDEST[1]} ({_EXTRA})"
         return None
 
-    def session(self, network: nn.Module) -> Callable[..., Any]:
+    def session(self, network: nn.Module) -> AbstractSession:
         from halftone.engines.openvino.session import Session
 
         return Session(network, self.precision, self.folder, self.shapes)

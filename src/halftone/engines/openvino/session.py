@@ -4,6 +4,7 @@ import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import openvino as ov
 import torch
 from torch import nn
 
+from halftone.engines.contract import INTEGERS, AbstractSession
+from halftone.engines.openvino.folder import load, save
 from halftone.engines.openvino.graph import Graph, export, free_sizes
 from halftone.engines.openvino.nodes import SEGMENT
 from halftone.engines.openvino.signature import Signature, read
 from halftone.foundation.errors import KernelError
 from halftone.nn.layers import QuantizedLayer
 
-INT8 = ("i8", "u8")
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "FullyConnectedQuantized", "FullyConnectedQuantizedLegacy")
 
 
@@ -45,7 +47,7 @@ class Compiled:
             outputs = [_copied(self._request.get_output_tensor(n)) for n in range(len(self.model.outputs))]
         return self.graph.returned(outputs)
 
-    def precisions(self) -> dict[str, str]:
+    def products(self) -> dict[str, str]:
         """Return the element type that each quantized layer's products run in, by path: ``u8`` or ``i8`` for integers.
 
         Of a layer with several segments the widest counts.
@@ -59,12 +61,12 @@ class Compiled:
             # The plugin names what it makes of a node after it: "path/DequantizationMultiply".
             names = {name.split("/")[0] for name in facts["originalLayersNames"].astype(str).split(",")}
             for path in {name.split(SEGMENT)[0] for name in names} & self.graph.paths:
-                if found.get(path, "i8") in INT8:
+                if found.get(path, "i8") in INTEGERS:
                     found[path] = precision
         return found
 
 
-class Session:
+class Session(AbstractSession):
     """Stands in for a network's ``forward``; called with what that is called with.
 
     Graphs are made again when the network's tensors or adapters are no longer those they were made of.
@@ -112,8 +114,22 @@ class Session:
         if general not in self._graphs:
             if not self._graphs:
                 self._remember()
-            self._graphs[general] = export(self.network, self._forward, signature, tensors, general.shapes)
+            if self.folder is not None:
+                self._graphs[general] = load(self.folder, general, self.network)
+            else:
+                self._graphs[general] = export(self.network, self._forward, signature, tensors, general.shapes)
         return self._graphs[general]
+
+    def products(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, str]:
+        return self.compiled(*read(self._forward, args, kwargs)).products()
+
+    def save(self, folder: str | Path, args: tuple, kwargs: dict[str, Any], overwrite: bool = False) -> Path:
+        signature, tensors = read(self._forward, args, kwargs)
+        if not self._is_current():
+            self._forget()
+        return save(
+            self._graph(signature, tensors), free_sizes(self.network, signature), self.network, folder, overwrite
+        )
 
     def _remember(self) -> None:
         for module in self.network.modules():
