@@ -1,7 +1,7 @@
 """OpenVINO: the whole network as one graph of 8-bit operators, with the artifact's own codes and scales."""
 
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from typing import Literal
 
 from torch import nn
@@ -11,6 +11,14 @@ from halftone.foundation.errors import ConfigError
 
 _EXTRA = "pip install 'halftone[openvino]'"
 _OLDEST = (2025, 0)
+
+
+def installed() -> str | None:
+    """Return the version of the installed package, or None."""
+    try:
+        return metadata.version("openvino")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -35,9 +43,9 @@ class Openvino(AbstractNetworkEngine):
             raise ConfigError("shapes", "at least 1", str(self.shapes))
 
     def refusal(self) -> str | None:
-        if util.find_spec("openvino") is None:
+        version = installed()
+        if version is None:
             return f"the package openvino is not installed ({_EXTRA})"
-        version = metadata.version("openvino")
         if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
             return f"openvino {version} is older than {_OLDEST[0]}.{_OLDEST[1]} ({_EXTRA})"
         return None

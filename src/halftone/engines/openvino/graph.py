@@ -1,5 +1,6 @@
 """A network with quantized layers as an OpenVINO graph."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,7 +112,10 @@ def export(
     """
     traced = _Traced(network, forward, signature)
     try:
-        with standing_in(network) as standing, torch.no_grad():
+        with standing_in(network) as standing, torch.no_grad(), warnings.catch_warnings():
+            # Of constants that it takes from shapes, which a graph is for, and of the tracer's age: OpenVINO has no other door yet.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
             script = torch.jit.trace(traced, tensors, strict=False, check_trace=False)
             nodes = Nodes()
             model = _converted(script, standing, nodes)

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from halftone.foundation.errors import KernelError
 
-_NUMBERS = ("timestep",)  # given as plain numbers too, and another one at each step
+_TIME = "timestep"  # given as a plain number, as a tensor without axes, or with one
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ def read(forward: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Sig
     """
     given = dict(inspect.signature(forward).bind(*args, **kwargs).arguments)
     given |= given.pop("kwargs", {})
-    for name in _NUMBERS:
-        if isinstance(given.get(name), int | float):
-            given[name] = torch.tensor(given[name])
+    if isinstance(given.get(_TIME), int | float):
+        given[_TIME] = torch.tensor(given[_TIME])
+    if isinstance(given.get(_TIME), torch.Tensor) and given[_TIME].ndim == 0:
+        # As diffusers' networks do it first of all: so all three are one kind of call.
+        given[_TIME] = given[_TIME].view(1)
     leaves, spec = pytree.tree_flatten_with_path(given)
     names, tensors, constants = [], [], []
     for place, (path, leaf) in enumerate(leaves):
