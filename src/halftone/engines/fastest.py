@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from halftone.engines.select import network_engines, set_engine, unavailable
+from halftone.engines.contract import AbstractSession
+from halftone.engines.select import give, network_engines, session, set_engine, unavailable
 from halftone.foundation.errors import KernelError
 from halftone.foundation.files import private_cache, text_digest, write_atomically
 from halftone.kernels.machine import machine
@@ -74,7 +75,7 @@ def fastest(network: nn.Module, make_inputs: Callable[[], tuple[tuple, dict[str,
 def _measure(network: nn.Module, candidates: list[str], call: Callable[[], Any]) -> Measured:
     seconds: dict[str, list[float]] = {}
     refused: dict[str, str] = {}
-    forwards: dict[str, Any] = {}
+    runs: dict[str, AbstractSession | None] = {}
     with torch.inference_mode():
         for engine in candidates:
             set_engine(network, engine)
@@ -84,24 +85,17 @@ def _measure(network: nn.Module, candidates: list[str], call: Callable[[], Any])
                 refused[engine] = str(error)
                 continue
             seconds[engine] = []
-            forwards[engine] = network.__dict__.get("forward")
+            runs[engine] = session(network)
         for _ in range(_ROUNDS):
             for engine, times in seconds.items():
                 # What each has compiled stays: the call is timed, and not its making.
-                _put(network, forwards[engine])
+                give(network, engine, runs[engine])
                 began = time.perf_counter()
                 call()
                 times.append(time.perf_counter() - began)
-    _put(network, forwards.get(candidates[-1]))
     set_engine(network, AUTO)
     medians = {engine: statistics.median(times) for engine, times in seconds.items()}
     return Measured(min(medians, key=lambda engine: medians[engine]), medians, refused)
-
-
-def _put(network: nn.Module, forward: Any) -> None:
-    network.__dict__.pop("forward", None)
-    if forward is not None:
-        network.__dict__["forward"] = forward
 
 
 def _circumstances(network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:

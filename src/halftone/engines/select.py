@@ -72,7 +72,7 @@ def set_engine(network: nn.Module, engine: str, **options: Any) -> None:
         check_kernels(engine, engines())
         if options:
             raise ConfigError(f"engine '{engine}'", "no options", ", ".join(sorted(options)))
-        _release(network)
+        give(network, engine, None)
         layers.set_engine(network, engine)
         return
     chosen = _made(engine, **options)
@@ -82,13 +82,7 @@ def set_engine(network: nn.Module, engine: str, **options: Any) -> None:
         raise ConfigError(
             f"engine '{engine}'", "a network with quantized layers", got, "Give it pipe.unet or the like."
         )
-    _release(network)
-    if "forward" in network.__dict__:
-        raise ConfigError(
-            type(network).__name__, "a network whose forward nobody has replaced", "another wrapper of it"
-        )
-    network.forward = chosen.session(network)
-    setattr(network, _RUNS, engine)
+    give(network, engine, chosen.session(network))
 
 
 def running(network: nn.Module) -> str | None:
@@ -101,10 +95,22 @@ def session(network: nn.Module) -> AbstractSession | None:
     return network.__dict__["forward"] if running(network) is not None else None
 
 
-def _release(network: nn.Module) -> None:
+def give(network: nn.Module, engine: str, runs: AbstractSession | None) -> None:
+    """Let ``runs``, of ``engine``, run ``network``; None: its layers run by themselves.
+
+    Raises:
+        ConfigError: somebody else has replaced the network's ``forward``.
+    """
     if running(network) is not None:
         del network.forward
         delattr(network, _RUNS)
+    if runs is None:
+        return
+    if "forward" in network.__dict__:
+        expected, got = "a network whose forward nobody has replaced", "another wrapper of it"
+        raise ConfigError(type(network).__name__, expected, got)
+    network.forward = runs
+    setattr(network, _RUNS, engine)
 
 
 def _made(engine: str, **options: Any) -> AbstractNetworkEngine:

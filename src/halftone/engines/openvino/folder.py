@@ -1,8 +1,8 @@
 """An exported network on disk: OpenVINO's own pair of files, and one that says which calls of which network they are of.
 
-``openvino_model.xml`` and ``.bin`` are an ordinary OpenVINO model, which any program of OpenVINO's runs: codes as they are in the
-artifact (four bits where they have four), their scales, and what is float. With ``halftone.json`` beside it the engine takes it in place
-of exporting.
+``openvino_model.xml`` and ``.bin`` are an ordinary OpenVINO model, which any program of OpenVINO's runs: codes as they are in
+the artifact (four bits where they have four), their scales, and what is float. With ``halftone.json`` beside them the engine takes
+them in place of exporting.
 """
 
 import hashlib
