@@ -43,6 +43,7 @@ def save(graph: Graph, general: General, network: nn.Module, folder: str | Path,
             "calls": _calls(general),
             "result": _written(graph.returned([torch.empty(0)] * len(graph.model.outputs)), iter(range(10**6))),
             "layers": sorted(graph.paths),
+            "largest": graph.largest,
             "sha256": {name: sha256_of(stage / name) for name in (MODEL, WEIGHTS)},
         }
         (stage / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -70,7 +71,7 @@ def load(folder: str | Path, general: General, network: nn.Module) -> Graph:
             raise ArtifactError(str(folder / name), "the file that was exported", "another one or none", fix)
     model = ov.Core().read_model(folder / MODEL)
     result, constants = _read(about["result"], network)
-    return Graph(model, frozenset(about["layers"]), result, constants, [])
+    return Graph(model, frozenset(about["layers"]), result, constants, int(about["largest"]), [])
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -61,6 +61,7 @@ class Graph:
         paths: of the quantized layers; their products are nodes of the same names.
         result: the tree of what the network returns.
         constants: leaves of it that are no tensors, by their places.
+        largest: of the integer weights.
         held: what the model shares memory with.
     """
 
@@ -68,6 +69,7 @@ class Graph:
     paths: frozenset[str]
     result: Any
     constants: dict[int, Any]
+    largest: int
     held: list[Any]
 
     def returned(self, tensors: list[torch.Tensor]) -> Any:
@@ -133,7 +135,7 @@ def export(
         port.node.set_friendly_name(name)
         port.node.set_partial_shape(PartialShape(list(shape)))
     model.validate_nodes_and_infer_types()
-    return Graph(model, paths, traced.result, traced.constants, nodes.held)
+    return Graph(model, paths, traced.result, traced.constants, nodes.largest, nodes.held)
 
 
 def _converted(script: Any, standing: Standing, nodes: Nodes) -> ov.Model:

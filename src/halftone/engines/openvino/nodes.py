@@ -32,9 +32,11 @@ class Nodes:
 
     Attributes:
         held: arrays whose memory constants of the graph share, and which must live as long as it does.
+        largest: of the integer weights.
     """
 
     held: list[np.ndarray] = field(default_factory=list)
+    largest: int = 0
     _made: dict[tuple, Output] = field(default_factory=dict)
 
     def layer(self, x: Output, layer: QuantizedLayer, path: str) -> Output:
@@ -102,7 +104,10 @@ class Nodes:
         column = [-1, *[1] * (operands.codes.ndim - 1)]
         zero = _grouped((operands.weight.zero_point[0] - operation.weight_format.low).view(column), operation)
         bits = operation.weight_format.bits
-        if isinstance(span(operation, operands), str):
+        reach = span(operation, operands)
+        if not isinstance(reach, str):
+            self.largest = max(self.largest, -reach[0], reach[1])
+        if isinstance(reach, str):
             # A ninth bit: right, and the plugin decides whether it multiplies integers.
             codes = ops.convert(ops.constant(_grouped(operands.codes, operation).numpy()), Type.f32)
             levels = ops.subtract(codes, ops.constant(zero.numpy()))

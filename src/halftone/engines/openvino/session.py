@@ -16,6 +16,7 @@ from halftone.engines.contract import INTEGERS, AbstractSession
 from halftone.engines.openvino.folder import load, save
 from halftone.engines.openvino.graph import Graph, export, free_sizes
 from halftone.engines.openvino.nodes import SEGMENT
+from halftone.engines.openvino.saturation import NARROW, saturates
 from halftone.engines.openvino.signature import Signature, read
 from halftone.foundation.errors import KernelError
 from halftone.nn.layers import QuantizedLayer
@@ -28,12 +29,20 @@ class Compiled:
 
     def __init__(self, graph: Graph, signature: Signature, precision: str, threads: int) -> None:
         self.graph = graph
-        model = graph.model.clone()  # the constants stay shared
-        model.reshape(dict(zip(signature.names, signature.shapes, strict=True)))
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        if graph.largest > NARROW and saturates():
+            # In float, then: slow, and right. A switch for the whole graph is the only one there is.
+            options["LP_TRANSFORMS_MODE"] = "NO"
         if precision != "auto":
             options["INFERENCE_PRECISION_HINT"] = precision
-        self.model = ov.Core().compile_model(model, "CPU", options)
+        model = graph.model.clone()  # the constants stay shared
+        try:
+            model.reshape(dict(zip(signature.names, signature.shapes, strict=True)))
+            self.model = ov.Core().compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            fix = "Use --engine torch."
+            raise KernelError("engine 'openvino'", "a graph that OpenVINO compiles", lines[-1][:300], fix) from error
         self._request = self.model.create_infer_request()
         self._lock = threading.Lock()
 
