@@ -19,6 +19,7 @@ from halftone.engines.openvino.signature import Signature
 from halftone.engines.openvino.standins import LAYER, SITE, Standing, standing_in
 from halftone.foundation.errors import HalftoneError, KernelError
 
+_PARTS = 3  # of a linear's output; more are few channels each, as of the modulations of transformers
 # Networks whose operators do not depend on image size and batch, as long as the sizes can be halved as often as they are.
 _FREE = ("UNet2DModel", "UNet2DConditionModel")
 
@@ -153,4 +154,32 @@ def _converted(script: Any, standing: Standing, nodes: Nodes) -> ov.Model:
     frontend.add_extension(ConversionExtension(LAYER, layer))
     frontend.add_extension(ConversionExtension(SITE, site))
     decoder = TorchScriptPythonDecoder(script)  # by a name: the frontend does not keep it alive
-    return frontend.convert(frontend.load(decoder))
+    model = frontend.convert(frontend.load(decoder))
+    _multiply_in_parts(model, nodes)
+    return model
+
+
+def _multiply_in_parts(model: ov.Model, nodes: Nodes) -> None:
+    """Let linears whose output is split at once put out the parts: GEGLU's, which is two linears by nature.
+
+    OpenVINO's split copies, and keeps the activation behind it out of the product.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() not in ("Split", "VariadicSplit"):
+            continue
+        whole = node.input(0).get_source_output()
+        made = nodes.linears.get(whole.get_node().get_name())
+        sizes = [_channels(part) for part in node.outputs()]
+        # Beside the split itself only what asks for the shape, to know where to cut.
+        readers = [each.get_node() for each in whole.get_target_inputs()]
+        alone = all(each.get_type_name() in (node.get_type_name(), "ShapeOf") for each in readers)
+        if made is not None and alone and len(sizes) <= _PARTS and sum(sizes) == _channels(whole):
+            for part, product in zip(node.outputs(), nodes.in_parts(*made, sizes), strict=True):
+                part.replace(product)
+
+
+def _channels(value: ov.Output) -> int:
+    """Return the size of the last axis, 0 where it is not known."""
+    shape = value.get_partial_shape()
+    last = shape[shape.rank.get_length() - 1] if shape.rank.is_static and shape.rank.get_length() else None
+    return int(last.get_length()) if last is not None and last.is_static else 0

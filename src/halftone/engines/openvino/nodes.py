@@ -17,7 +17,7 @@ from halftone.formats.kinds.integer import Integer
 from halftone.foundation.errors import KernelError
 from halftone.kernels import Operands, Operation
 from halftone.kernels.centred_weight import centred, span
-from halftone.nn.layers import QuantConv2d, QuantizedLayer, QuantLinear
+from halftone.nn.layers import QuantizedLayer, QuantLinear
 
 SEGMENT = "#"  # between a layer's path and the number of a segment, in the names of nodes
 _LEVELS = 256
@@ -33,42 +33,65 @@ class Nodes:
     Attributes:
         held: arrays whose memory constants of the graph share, and which must live as long as it does.
         largest: of the integer weights.
+        linears: what plain linears were made of, by the names of the nodes that put their outputs out.
     """
 
     held: list[np.ndarray] = field(default_factory=list)
     largest: int = 0
+    linears: dict[str, tuple[Output, QuantizedLayer, str]] = field(default_factory=dict)
     _made: dict[tuple, Output] = field(default_factory=dict)
 
     def layer(self, x: Output, layer: QuantizedLayer, path: str) -> Output:
         """Return what ``layer`` makes of ``x``."""
-        operation, operands = layer._computed(), layer.operands()
+        operation, operands = layer.operation(), layer.operands()
         kept = layer.kept if isinstance(layer, QuantLinear) else 0
-        given, own = x, x.get_element_type()
-        x = _as(x, Type.f32)
+        own, rest = x.get_element_type(), _as(x, Type.f32)
         if kept:
-            x = _from(x, kept)
-        parts = self._parts(x, operation)
+            rest = _from(rest, kept)
+        packed = layer.weight.detach()
+        total = self._sum(rest, operation, operands, packed if len(operation.segments) == 1 else None, path)
+        if kept:
+            total = _with_kept(x, total, layer)
+        elif operation.kind == "linear" and own == Type.f32:
+            self.linears[total.get_node().get_name()] = (x, layer, path)
+        return _as(total, own)
+
+    def in_parts(self, x: Output, layer: QuantizedLayer, path: str, sizes: list[int]) -> list[Output]:
+        """Return the output of the linear ``layer`` in consecutive parts of its channels, each a product of its own."""
+        operation, operands, made, start = layer.operation(), layer.operands(), [], 0
+        for number, size in enumerate(sizes):
+            rows = slice(start, start + size)
+            affine = Affine(operands.weight.scale[:, rows], operands.weight.zero_point[:, rows])
+            bias = None if operands.bias is None else operands.bias[rows]
+            part = Operands(operands.codes[rows], affine, operands.input, bias)
+            packed = layer.weight.detach()[rows] if len(operation.segments) == 1 else None
+            made.append(self._sum(x, replace(operation, out_channels=size), part, packed, f"{path}{SEGMENT}{number}"))
+            start += size
+        return made
+
+    def _sum(
+        self, x: Output, operation: Operation, operands: Operands, packed: torch.Tensor | None, path: str
+    ) -> Output:
+        """Return the products of the segments and the bias, added.
+
+        Args:
+            packed: the codes as the layer holds them, for the graph to share; None: they cannot be shared.
+        """
         total: Output | None = None
         start = 0
-        for number, (size, part) in enumerate(zip(operation.segments, parts, strict=True)):
-            inputs = None if operands.input is None else _segment(operands.input, number)
-            if inputs is not None and operation.input_format is not None:
-                part = self.quantized(part, inputs, operation.input_format, path)
-            if len(operation.segments) == 1:
-                weight = self._weight(operation, operands, layer)
-            else:
-                weight = self._weight(*_cut(operation, operands, number, start, size), None)
-            product = _product(part, weight, operation, layer)
+        for number, (size, part) in enumerate(zip(operation.segments, self._parts(x, operation), strict=True)):
+            if operands.input is not None and operation.input_format is not None:
+                part = self.quantized(part, _segment(operands.input, number), operation.input_format, path)
+            weight = self._weight(*_cut(operation, operands, number, start, size), packed)
+            product = _product(part, weight, operation)
             product.set_friendly_name(path if number == 0 else f"{path}{SEGMENT}{number}")
             total = product.output(0) if total is None else ops.add(total, product).output(0)
             start += size
         assert total is not None
-        if operands.bias is not None:
-            bias = ops.constant(_channels(operands.bias.float(), layer).numpy())
-            total = ops.add(total, bias, name=f"{path}.bias").output(0)
-        if kept:
-            total = _with_kept(given, total, layer)
-        return _as(total, own)
+        if operands.bias is None:
+            return total
+        bias = operands.bias.float().view(-1, *[1] * (operands.codes.ndim - 2)).numpy()
+        return ops.add(total, ops.constant(bias), name=f"{path}.bias").output(0)
 
     def quantized(self, x: Output, affine: Affine, number_format: AbstractFormat, path: str) -> Output:
         """Return ``x`` on the grid; ``affine`` is of the whole tensor.
@@ -95,12 +118,8 @@ class Nodes:
         own = x.get_element_type()
         return _as(self.quantized(_as(x, Type.f32), affine, number_format, path), own)
 
-    def _weight(self, operation: Operation, operands: Operands, layer: QuantizedLayer | None) -> Output:
-        """Return the float weight as the graph holds it: integers, converted and multiplied by the scale of each output channel.
-
-        Args:
-            layer: whose packed codes the graph is to share, rather than to copy; None: they cannot be shared.
-        """
+    def _weight(self, operation: Operation, operands: Operands, packed: torch.Tensor | None) -> Output:
+        """Return the float weight as the graph holds it: integers, converted and multiplied by the scale of each output channel."""
         column = [-1, *[1] * (operands.codes.ndim - 1)]
         zero = _grouped((operands.weight.zero_point[0] - operation.weight_format.low).view(column), operation)
         bits = operation.weight_format.bits
@@ -111,10 +130,10 @@ class Nodes:
             # A ninth bit: right, and the plugin decides whether it multiplies integers.
             codes = ops.convert(ops.constant(_grouped(operands.codes, operation).numpy()), Type.f32)
             levels = ops.subtract(codes, ops.constant(zero.numpy()))
-        elif layer is not None and bits in _SHARED and operands.codes[0].numel() * bits % 8 == 0:
+        elif packed is not None and bits in _SHARED and operands.codes[0].numel() * bits % 8 == 0:
             # The plugin computes these integers once, when it compiles; files keep the codes, four bits where they have four.
             element, wide = _SHARED[bits]
-            array = layer.weight.detach().contiguous().numpy()
+            array = packed.contiguous().numpy()
             self.held.append(array)
             shape = list(_grouped(operands.codes, operation).shape)
             codes = ops.convert(ops.constant(ov.Tensor(array, ov.Shape(shape), element)), wide)
@@ -133,15 +152,13 @@ class Nodes:
             return [x]
         axis = 1 if operation.kind == "conv2d" else -1
         node = x.get_node()
-        if node.get_type_name() == "Concat" and node.get_attributes()["axis"] in (
-            axis,
-            axis % len(x.get_partial_shape()),
-        ):
+        own = x.get_partial_shape()
+        if node.get_type_name() == "Concat" and own.rank.is_static:
+            place = axis % own.rank.get_length()
             parts = [value.get_source_output() for value in node.inputs()]
-            widths = [
-                part.get_partial_shape()[axis % 4 if axis == 1 else len(part.get_partial_shape()) - 1] for part in parts
-            ]
-            if [width.get_length() if width.is_static else -1 for width in widths] == sizes:
+            widths = [part.get_partial_shape()[place] for part in parts]
+            concatenated = node.get_attributes()["axis"] % own.rank.get_length()
+            if concatenated == place and [each.get_length() if each.is_static else -1 for each in widths] == sizes:
                 return parts
         split = ops.variadic_split(x, ops.constant(np.array(axis, np.int64)), ops.constant(np.array(sizes, np.int64)))
         return list(split.outputs())
@@ -153,6 +170,8 @@ def _segment(affine: Affine, number: int) -> Affine:
 
 def _cut(operation: Operation, operands: Operands, number: int, start: int, size: int) -> tuple[Operation, Operands]:
     """Return one segment of a layer as a layer of its own, without bias."""
+    if len(operation.segments) == 1:
+        return operation, operands
     affine = Affine(operands.weight.scale[number : number + 1], operands.weight.zero_point[number : number + 1])
     codes = operands.codes[:, start : start + size]
     return replace(operation, in_channels=size, segments=(size,)), Operands(codes, affine, None, None)
@@ -163,7 +182,7 @@ def _grouped(values: torch.Tensor, operation: Operation) -> torch.Tensor:
     return values.unflatten(0, (operation.groups, -1)) if operation.groups > 1 else values
 
 
-def _product(x: Output, weight: Output, operation: Operation, layer: QuantizedLayer) -> Node:
+def _product(x: Output, weight: Output, operation: Operation) -> Node:
     if operation.kind == "linear":
         return ops.matmul(x, weight, False, True)
     begin, end = _padding(operation)
@@ -187,10 +206,6 @@ def _padding(operation: Operation) -> tuple[list[int], list[int]]:
         return [each // 2 for each in sums], [each - each // 2 for each in sums]
     assert not isinstance(operation.padding, str)
     return list(operation.padding), list(operation.padding)
-
-
-def _channels(values: torch.Tensor, layer: QuantizedLayer) -> torch.Tensor:
-    return values.view(1, -1, 1, 1) if isinstance(layer, QuantConv2d) else values
 
 
 def _as(x: Output, element: Type) -> Output:
