@@ -29,7 +29,12 @@ class Compiled:
 
     def __init__(self, graph: Graph, signature: Signature, precision: str, threads: int) -> None:
         self.graph = graph
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        # Not pinned: PyTorch's threads in the same process are not either, and two of a kind on one core wait for each other.
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+        }
         if graph.largest > NARROW and saturates():
             # In float, then: slow, and right. A switch for the whole graph is the only one there is.
             options["LP_TRANSFORMS_MODE"] = "NO"
