@@ -1,6 +1,7 @@
 """The OpenVINO engine equals ``simulate``, multiplies integers, and says no where it must."""
 
 import copy
+import multiprocessing
 import os
 import pickle
 import platform
@@ -290,6 +291,32 @@ def test_copies_pickles_and_threads() -> None:
         thread.join()
     assert all(torch.equal(each, wanted) for name in "01" for each in found[name])
     assert not torch.equal(found["2"][0], wanted)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # of forks of processes with threads, which is what this is about
+def test_a_fork_says_what_to_do_instead_of_waiting_for_ever() -> None:
+    network, x = unet(), torch.randn(1, 1, 8, 8)
+    run(network, "openvino", x, 5)
+    here, there = multiprocessing.Pipe()
+
+    def call() -> None:
+        try:
+            with torch.no_grad():
+                network(x, 5)
+            there.send("ran")
+        except KernelError as error:
+            there.send(str(error))
+
+    child = multiprocessing.get_context("fork").Process(target=call)
+    child.start()
+    try:
+        assert here.poll(60) and "spawn" in here.recv()
+    finally:
+        child.join(10)
+        child.kill()
 
 
 def test_another_engine_takes_over() -> None:

@@ -1,6 +1,7 @@
 """A network's calls on OpenVINO: one graph for each kind of call, compiled for each shape."""
 
 import inspect
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from halftone.engines.openvino.signature import Signature, read
 from halftone.foundation.errors import KernelError
 from halftone.nn.layers import QuantizedLayer
 
+# The process whose threads OpenVINO has started: a fork has none of them, and would wait for ever.
+_started: list[int] = []
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "FullyConnectedQuantized", "FullyConnectedQuantizedLegacy")
 
 
@@ -29,6 +32,7 @@ class Compiled:
 
     def __init__(self, graph: Graph, signature: Signature, precision: str, threads: int) -> None:
         self.graph = graph
+        _started[:] = [os.getpid()]
         # Not pinned: PyTorch's threads in the same process are not either, and two of a kind on one core wait for each other.
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -90,6 +94,7 @@ class Session(AbstractSession):
         self.network, self.precision, self.folder, self.shapes = network, precision, folder, shapes
         self._forward: Callable = type(network).forward.__get__(network)
         self.__signature__ = inspect.signature(self._forward)
+        self._making = threading.Lock()
         self._forget()
 
     def _forget(self) -> None:
@@ -112,16 +117,20 @@ class Session(AbstractSession):
 
     def compiled(self, signature: Signature, tensors: tuple[torch.Tensor, ...]) -> Compiled:
         """Return what runs calls of ``signature``, made with ``tensors`` of one where it is not there yet."""
-        if not self._is_current():
-            self._forget()
+        if _started and _started != [os.getpid()]:
+            fix = "Start workers with spawn, or before the first call."
+            raise KernelError("engine 'openvino'", "the process that compiled", "a fork of it", fix)
         key = (signature, torch.get_num_threads())
-        if key not in self._compiled:
-            while len(self._compiled) >= self.shapes:
-                self._compiled.popitem(last=False)
-            graph = self._graph(signature, tensors)
-            self._compiled[key] = Compiled(graph, signature, self.precision, torch.get_num_threads())
-        self._compiled.move_to_end(key)
-        return self._compiled[key]
+        with self._making:
+            if not self._is_current():
+                self._forget()
+            if key not in self._compiled:
+                while len(self._compiled) >= self.shapes:
+                    self._compiled.popitem(last=False)
+                graph = self._graph(signature, tensors)
+                self._compiled[key] = Compiled(graph, signature, self.precision, torch.get_num_threads())
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
 
     def _graph(self, signature: Signature, tensors: tuple[torch.Tensor, ...]) -> Graph:
         general = free_sizes(self.network, signature)
@@ -139,11 +148,11 @@ class Session(AbstractSession):
 
     def save(self, folder: str | Path, args: tuple, kwargs: dict[str, Any], overwrite: bool = False) -> Path:
         signature, tensors = read(self._forward, args, kwargs)
-        if not self._is_current():
-            self._forget()
-        return save(
-            self._graph(signature, tensors), free_sizes(self.network, signature), self.network, folder, overwrite
-        )
+        with self._making:
+            if not self._is_current():
+                self._forget()
+            graph = self._graph(signature, tensors)
+        return save(graph, free_sizes(self.network, signature), self.network, folder, overwrite)
 
     def _remember(self) -> None:
         for module in self.network.modules():
