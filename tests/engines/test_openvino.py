@@ -14,6 +14,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from tests.engines.conftest import A8, W4, conditional_unet, far, quantized, unet
 from tests.nn.test_layers import CONVS, SCHEMES, data, hold, layer
@@ -349,6 +350,9 @@ def test_what_it_refuses() -> None:
         set_engine(network, "torch", precision="f32")
     with pytest.raises(ConfigError, match="quantized layers"):
         set_engine(nn.Sequential(nn.Linear(2, 2)), "openvino")
+    autoencoder = quantized(AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=1))
+    with pytest.raises(ConfigError, match="pipe.vae.decoder"):
+        set_engine(autoencoder, "openvino")
     set_engine(network, "openvino")
     with pytest.raises(KernelError, match="gradients"):
         network(x.requires_grad_(), 5)

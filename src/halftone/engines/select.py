@@ -82,6 +82,10 @@ def set_engine(network: nn.Module, engine: str, **options: Any) -> None:
         raise ConfigError(
             f"engine '{engine}'", "a network with quantized layers", got, "Give it pipe.unet or the like."
         )
+    if hasattr(network, "decode") and isinstance(getattr(network, "decoder", None), nn.Module):
+        # Pipelines call its methods, never itself: an engine would be set and not run.
+        got, fix = f"a {type(network).__name__}", "Give it pipe.vae.decoder."
+        raise ConfigError(f"engine '{engine}'", "a network that pipelines call", got, fix)
     give(network, engine, chosen.session(network))
 
 
