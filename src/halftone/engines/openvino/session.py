@@ -19,6 +19,7 @@ from halftone.engines.openvino.graph import Graph, export, free_sizes
 from halftone.engines.openvino.nodes import SEGMENT
 from halftone.engines.openvino.saturation import NARROW, saturates
 from halftone.engines.openvino.signature import Signature, read
+from halftone.foundation.allocator import give_back_freed_memory
 from halftone.foundation.errors import KernelError
 from halftone.nn.layers import QuantizedLayer
 
@@ -53,6 +54,8 @@ class Compiled:
             fix = "Use --engine torch."
             raise KernelError("engine 'openvino'", "a graph that OpenVINO compiles", lines[-1][:300], fix) from error
         self._request = self.model.create_infer_request()
+        del model
+        give_back_freed_memory()  # compiling takes as much again as the weights
         self._lock = threading.Lock()
 
     def __call__(self, tensors: tuple[torch.Tensor, ...]) -> Any:
