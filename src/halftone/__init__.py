@@ -10,8 +10,8 @@ from halftone.artifact.registration import register
 if TYPE_CHECKING:
     from halftone.api import HalftoneConfig, Result, quantize
     from halftone.artifact.watch import TrajectoryWarning
+    from halftone.engines import set_engine
     from halftone.models.adapters import fuse_lora
-    from halftone.nn.layers import set_engine
 
 __version__ = "0.1.0"
 __all__ = ["HalftoneConfig", "Result", "TrajectoryWarning", "__version__", "fuse_lora", "quantize", "set_engine"]
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
 
         return fuse_lora
     if name == "set_engine":
-        from halftone.nn.layers import set_engine
+        from halftone.engines import set_engine
 
         return set_engine
     raise AttributeError(f"module 'halftone' has no attribute {name!r}")

@@ -23,6 +23,22 @@ print(json.dumps({"told": told, "keeps": keeps_freed_memory(), "faults": faults(
 """
 
 
+@LINUX
+def test_freed_memory_is_given_back() -> None:
+    script = """
+from halftone.foundation.allocator import give_back_freed_memory, keep_freed_memory
+import psutil
+keep_freed_memory()
+blocks = [bytearray(b"1") * 2**20 for _ in range(200)]
+del blocks
+before = psutil.Process().memory_info().rss
+give_back_freed_memory()
+print(before - psutil.Process().memory_info().rss)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 100 * 2**20
+
+
 def asked(tmp_path: Path, how: str, **variables: str) -> dict:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

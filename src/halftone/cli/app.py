@@ -18,7 +18,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from halftone.cli import bench, doctor, evaluate, generate, inspect, quantize, recipes, report, zoo
+from halftone.cli import bench, doctor, evaluate, export, generate, inspect, quantize, recipes, report, zoo
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.errors import CalibrationError, HalftoneError
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (quantize, generate, evaluate, bench, inspect, report, doctor):
+for _command in (quantize, generate, evaluate, bench, inspect, export, report, doctor):
     app.command(_command.__name__.rpartition(".")[2])(_command.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(zoo.app, name="zoo")

@@ -24,7 +24,7 @@ def command(
     ] = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option("--engine", help="Engine to time: auto (the default), simulate, torch; repeatable."),
+        typer.Option("--engine", help="Engine to time: auto (the default), simulate, torch, openvino; repeatable."),
     ] = None,
     weights: Weights = "ready",
     batch: Annotated[int, typer.Option(min=1, help="Samples in one denoiser call.")] = 1,
@@ -62,7 +62,8 @@ def command(
         else:
             engines, runs = engine or [], {name: (model, name) for name in _FLOATS}
         for name in engines:  # all of them before any is timed
-            use_engine(pipe, name)
+            for sentence in use_engine(pipe, name):
+                progress.say(f"note: {sentence}")
         notes = doubts(model, pipe, against, open_model(against) if against else None)
         for note in notes:
             progress.say(f"warning: {note}")

@@ -15,9 +15,11 @@ def command(json: Json = False) -> None:
       halftone doctor --json
     """
     with working():
+        from halftone.engines.select import network_engines, unavailable
         from halftone.kernels.machine import machine_report
 
         found = {**_versions(), **machine_report()}
+        found["engines"] |= {engine: unavailable(engine) for engine in network_engines()}
     emit(found, json, lambda: _human(found))
 
 

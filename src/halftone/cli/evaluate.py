@@ -112,7 +112,8 @@ def command(
         from halftone.cli.models import doubts, label, local_artifact, open_model, unlike_calibration, use_engine
 
         pipe = open_model(model, device=device, weights=weights)
-        use_engine(pipe, engine)
+        for note in use_engine(pipe, engine):
+            progress.say(f"note: {note}")
         other = open_model(against, device=device) if against else None
         notes = doubts(model, pipe, against, other) + unlike_calibration(pipe, steps)
         for note in notes:

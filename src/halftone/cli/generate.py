@@ -75,9 +75,9 @@ def command(
         from halftone.foundation.files import write_atomically
 
         pipe = open_model(model, device=device, weights=weights)
-        use_engine(pipe, engine)
+        notes = use_engine(pipe, engine)
         each = conditions(pipe, count, texts, label)
-        for sentence in unlike_calibration(pipe, steps, guidance):
+        for sentence in notes + unlike_calibration(pipe, steps, guidance):
             progress.say(f"note: {sentence}")
         call = options(pipe, negative_prompt=negative, guidance_scale=guidance)
         use_loras(pipe, lora or [])

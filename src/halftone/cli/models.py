@@ -71,27 +71,47 @@ def is_quantized(pipe: "DiffusionPipeline") -> bool:
     return next(quantized_layers(denoiser(pipe)), None) is not None
 
 
-def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> None:
+def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> list[str]:
     """Let all that is quantized run on ``engine``; None leaves the choice to each layer.
+
+    An engine that takes whole networks gets those that are called at every step; in the others each layer chooses. Where
+    this machine has such an engine, ``auto`` measures it against the layers' own kernels.
+
+    Returns:
+        What is worth saying about it.
 
     Raises:
         ConfigError: no such engine, or the model is float.
-        KernelError: no kernel of the engine runs on this machine; nothing else is run in its place.
+        KernelError: the engine does not run on this machine; nothing else is run in its place.
     """
     if engine is None:
-        return
+        return []
     from torch import nn
 
-    from halftone.kernels.machine import require
-    from halftone.nn.layers import quantized_layers, set_engine
+    from halftone.engines import require, set_engine
+    from halftone.engines.fastest import fastest
+    from halftone.engines.select import network_engines
+    from halftone.kernels.select import AUTO
+    from halftone.models.denoiser import denoiser, other_denoisers
+    from halftone.models.example_inputs import example_inputs
+    from halftone.nn.layers import quantized_layers
 
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     layers = [layer for part in parts for _, layer in quantized_layers(part)]
     require(engine, weight_only=not any(layer.is_quantized("input") for layer in layers))
     if not layers:
         raise ConfigError("--engine", "a quantized model", "a float one, which runs on PyTorch's own kernels")
+    notes: list[str] = []
+    network = denoiser(pipe)
+    if engine == AUTO and next(quantized_layers(network), None) is not None:
+        measured = fastest(network, lambda: example_inputs(network, 1))
+        engine, notes = (measured.engine, [measured.sentence]) if measured else (engine, [])
+    stepping = [network, *other_denoisers(pipe).values()]
     for part in parts:
-        set_engine(part, engine)
+        if next(quantized_layers(part), None) is not None:
+            whole = engine in network_engines() and not any(part is each for each in stepping)
+            set_engine(part, AUTO if whole else engine)
+    return notes
 
 
 def takes(pipe: "DiffusionPipeline", argument: str) -> bool:

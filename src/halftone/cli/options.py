@@ -15,7 +15,8 @@ Steps = Annotated[int, typer.Option(min=1, help="Denoising steps of the sampler.
 Engine = Annotated[
     str | None,
     typer.Option(
-        help="Kernels to run on: auto (each layer's fastest, the default), simulate (the definition), torch (integer kernels)."
+        help="What to run on: simulate (the definition), torch (integer kernels), openvino (the whole denoiser as one graph), or "
+        "auto, which measures; by default each layer takes its fastest kernel."
     ),
 ]
 Weights = Annotated[

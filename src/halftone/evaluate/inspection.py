@@ -10,11 +10,14 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from halftone.artifact import described, sizes
+from halftone.engines import running, session
+from halftone.engines.contract import INTEGERS
 from halftone.formats.segments import along_input
 from halftone.foundation.build import plain
 from halftone.foundation.seeds import generator
 from halftone.kernels.library.reference import Reference
 from halftone.models.denoiser import denoiser
+from halftone.models.example_inputs import example_inputs
 from halftone.models.left_float import LeftFloat, float_denoisers, without_role
 from halftone.models.roles import QUANTIZABLE, architecture
 from halftone.nn import AttentionOperands, QuantizedLayer
@@ -135,7 +138,8 @@ def inspect_model(target: DiffusionPipeline | nn.Module, agreement: bool = True)
     """Return what the layers of a pipeline's denoiser, or of a denoiser, are and became.
 
     Args:
-        target: float or quantized; its engine decides about the kernels.
+        target: float or quantized; its engine decides about the kernels. One that runs whole networks is asked what it makes of
+            a call with one sample, which it compiles.
         agreement: whether to run each quantized layer's kernel and the definition on random inputs.
 
     Raises:
@@ -144,8 +148,11 @@ def inspect_model(target: DiffusionPipeline | nn.Module, agreement: bool = True)
     model = target if isinstance(target, nn.Module) else denoiser(target)
     said = described(model)
     roles = _roles(model, dict(said.notes.get("roles") or {}) if said else {})
+    products = _products(model)
     layers = tuple(
         _facts(path, module, *roles[path], agreement)
+        if products is None
+        else _of_engine(path, module, *roles[path], str(running(model)), products)
         for path, module in model.named_modules()
         if isinstance(module, QUANTIZABLE) and path in roles
     )
@@ -208,6 +215,32 @@ def _operand_facts(path: str, owner: AttentionOperands, site: str) -> OperandFac
     choice = owner.choice()
     arithmetic, refused = choice.kernel.arithmetic, dict(choice.refused)
     return OperandFacts(path, site, owner.site_specs[site].format, arithmetic, choice.name, refused)
+
+
+def _products(model: nn.Module) -> dict[str, str] | None:
+    """Return the element type of each layer's products where an engine runs the whole of ``model``, None elsewhere."""
+    runs = session(model)
+    return None if runs is None else runs.products(*example_inputs(model, 1))
+
+
+def _of_engine(
+    path: str, module: nn.Module, role: str, inferred: bool, engine: str, products: Mapping[str, str]
+) -> LayerFacts:
+    """Return the facts of a layer that runs as part of a whole: it has no kernel of its own to be compared."""
+    facts = _facts(path, module, role, inferred, agreement=False)
+    if not facts.quantized:
+        return facts
+    element = products.get(path)
+    wanted = facts.input != "float"
+    arithmetic = "integer" if element in INTEGERS else "simulated" if wanted else "float"
+    slow = f"it multiplies this layer in {element or 'float'}"
+    return replace(
+        facts,
+        kernel=engine,
+        arithmetic=arithmetic,
+        refused={f"{engine}, 8 bits": slow} if wanted and arithmetic != "integer" else {},
+        tolerance=None,
+    )
 
 
 @torch.no_grad()

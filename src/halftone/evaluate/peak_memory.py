@@ -14,11 +14,10 @@ import psutil
 import torch
 
 from halftone.artifact import load_pipeline
+from halftone.engines import require, set_engine
 from halftone.foundation.errors import HalftoneError
-from halftone.kernels.machine import require
 from halftone.models.denoiser import denoiser
 from halftone.models.example_inputs import example_inputs
-from halftone.nn.layers import set_engine
 
 _CALLS = 3
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

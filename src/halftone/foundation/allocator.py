@@ -4,6 +4,7 @@ glibc gives memory back to the system soon after it is freed, so the activations
 first has to clear. Kept memory costs none of that; ``python -m benchmarks.speedups`` measures what it is worth.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -31,6 +32,13 @@ def keep_freed_memory() -> bool:
 def keeps_freed_memory() -> bool:
     """Return whether :func:`keep_freed_memory` has been called and has worked."""
     return bool(_kept)
+
+
+def give_back_freed_memory() -> None:
+    """Return what is free to the system, where the C library can: after work whose scratch is larger than what runs later."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _decided_by_user() -> bool:

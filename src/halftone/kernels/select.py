@@ -1,5 +1,6 @@
 """Choose the kernel of a layer, and remember why the others were refused."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -32,11 +33,16 @@ def engines() -> list[str]:
     return [AUTO, *sorted({kernel.engine for kernel in library().values()})]
 
 
-def check_engine(engine: str) -> None:
-    """Raise a ConfigError, with a suggestion, unless there is an engine of that name."""
+def check_engine(engine: str, known: Sequence[str] = ()) -> None:
+    """Raise a ConfigError, with a suggestion, unless kernels belong to an engine of that name.
+
+    Args:
+        known: what to suggest; by default the engines of kernels.
+    """
     if engine not in engines():
-        expected = "one of " + ", ".join(engines())
-        fix = suggest(engine, engines())
+        known = known or engines()
+        expected = "one of " + ", ".join(known)
+        fix = suggest(engine, known)
         fix = fix if fix.startswith("Did") else "It is not built: choose one of these, or add a kernel."
         raise ConfigError("--engine (engine)", expected, f"'{engine}'", fix)
 

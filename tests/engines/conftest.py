@@ -1,0 +1,40 @@
+"""Tiny quantized networks for engines that run the whole of one."""
+
+from typing import Any
+
+import torch
+from tests.artifact.conftest import hold
+from tests.tiny import randomised, tiny_conditional_unet, tiny_unet
+from torch import nn
+
+from halftone.models.surgery import replace_layers
+from halftone.nn import Scheme
+from halftone.quant import QuantSpec
+
+W4 = QuantSpec("uint4", "channel")
+A8 = QuantSpec("uint8")
+
+
+def quantized(network: nn.Module, scheme: Scheme | None = None) -> Any:
+    """Return the network with every linear and convolution quantized, and the range of every input [-3, 5]."""
+    paths = [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for layer in replace_layers(network, paths).values():
+        hold(layer, scheme or Scheme(W4, A8))
+    return network.eval()
+
+
+def unet(seed: int = 0, **changes: Any) -> Any:
+    return quantized(randomised(tiny_unet(seed, **changes), seed=seed))
+
+
+def conditional_unet(**changes: Any) -> Any:
+    """Return one with the added conditions of SDXL."""
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    return quantized(
+        randomised(tiny_conditional_unet(**added, projection_class_embeddings_input_dim=16 + 6 * 8, **changes))
+    )
+
+
+def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the root of the mean squared difference, relative to what was wanted."""
+    return float((got.float() - wanted.float()).square().mean().sqrt() / wanted.float().square().mean().sqrt())
