@@ -75,6 +75,39 @@ CONTENDERS = (
     ),
     _halftone("halftone-w8a8", "Halftone W8A8", "rtn-w8a8", *_FLOAT_ATTENTION),
     _halftone("halftone-w4a8", "Halftone W4A8", "rtn-w4a8", *_FLOAT_ATTENTION),
+    _halftone(
+        "halftone-w8a8-bf16", "Halftone W8A8, bf16 between layers", "rtn-w8a8", *_FLOAT_ATTENTION, dtype="bfloat16"
+    ),
+    _halftone(
+        "halftone-w4a8-bf16", "Halftone W4A8, bf16 between layers", "rtn-w4a8", *_FLOAT_ATTENTION, dtype="bfloat16"
+    ),
+    _halftone(
+        "halftone-w4a8-packed",
+        "Halftone W4A8, bf16 between layers, packed",
+        "rtn-w4a8",
+        *_FLOAT_ATTENTION,
+        dtype="bfloat16",
+        weights="packed",
+    ),
+    _halftone(
+        "halftone-w8a8-attention", "Halftone W8A8, bf16 between layers, attention too", "rtn-w8a8", dtype="bfloat16"
+    ),
+    _halftone(
+        "halftone-w8a8-openvino",
+        "Halftone W8A8 on OpenVINO",
+        "rtn-w8a8",
+        *_FLOAT_ATTENTION,
+        peers=True,
+        engine="openvino",
+    ),
+    _halftone(
+        "halftone-w4a8-openvino",
+        "Halftone W4A8 on OpenVINO",
+        "rtn-w4a8",
+        *_FLOAT_ATTENTION,
+        peers=True,
+        engine="openvino",
+    ),
     _halftone("halftone-w8a8-compiled", "Halftone W8A8, compiled", "rtn-w8a8", *_FLOAT_ATTENTION, compiled=True),
     _q_diffusion("q-diffusion-w8a8", "Halftone W8A8, Q-Diffusion"),
     _q_diffusion("q-diffusion-w4a8", "Halftone W4A8, Q-Diffusion"),

@@ -19,7 +19,8 @@ from halftone.foundation import registry
 from halftone.foundation.errors import ConfigError, MatchError
 from halftone.methods.contract import Run
 from halftone.models.roles import architecture
-from halftone.nn.layers import quantized_layers, set_engine
+from halftone.nn.layers import quantized_layers
+from halftone.nn.running import set_engine
 from halftone.quant import QuantSpec
 from halftone.recipes import load, run_recipe
 

@@ -20,7 +20,8 @@ from halftone.artifact import described
 from halftone.cli import app
 from halftone.methods.contract import Run
 from halftone.models.roles import architecture
-from halftone.nn.layers import quantized_layers, set_engine
+from halftone.nn.layers import quantized_layers
+from halftone.nn.running import set_engine
 from halftone.nn.sites import sites
 from halftone.recipes import BUDGETS, load, run_recipe
 

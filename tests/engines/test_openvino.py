@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -16,14 +15,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from hypothesis import given, settings
-from tests.engines.conftest import A8, W4, conditional_unet, far, quantized, unet
+from tests.engines.conftest import A8, NETWORK, W4, conditional_unet, far, quantized, run, unet
 from tests.nn.test_layers import CONVS, SCHEMES, data, hold, layer
 from tests.tiny import pipeline
 from torch import nn
 
 from halftone.engines import running, session, set_engine
 from halftone.formats import Affine
-from halftone.foundation.errors import ArtifactError, ConfigError, KernelError, OutputError
+from halftone.foundation.errors import ConfigError, KernelError
 from halftone.models.example_inputs import example_inputs
 from halftone.nn import QuantConv2d, QuantLinear, Scheme
 from halftone.nn.attention import install_operands
@@ -33,19 +32,10 @@ pytest.importorskip("openvino", reason="needs the package openvino: pip install 
 
 EXACT = 1e-6  # of the largest output, of one layer in f32: sums in another order
 ROUNDED = 1e-2  # in bf16: outputs have 8 bits
-# Of a whole network in f32, root mean square. A number beside a tie may become the neighbouring code, and what follows with it: the
-# engine torch is as far from simulate on these networks.
-NETWORK = 0.06
 NETWORK_BF16 = 0.25  # as far as simulate in bf16 is from simulate in float32 on them
 
 INTEGERS = {"u8", "i8"}
 X86 = platform.machine() in ("x86_64", "AMD64")  # elsewhere OpenVINO may multiply in float
-
-
-@torch.no_grad()
-def run(network: nn.Module, engine: str, *args: Any, precision: str | None = None, **kwargs: Any) -> Any:
-    set_engine(network, engine, **({"precision": precision} if precision else {}))
-    return network(*args, **kwargs)
 
 
 def kinds() -> list[Any]:
@@ -374,37 +364,3 @@ def test_a_network_that_cannot_be_converted() -> None:
         network = quantized(Odd())
         set_engine(network, "openvino")
         network(torch.randn(2, 4))
-
-
-def test_an_export_is_taken_in_place_of_exporting(tmp_path: Path) -> None:
-    network, x = unet(block_out_channels=(16, 32)), torch.randn(1, 1, 8, 8)
-    wanted = run(network, "openvino", x, 5, precision="f32").sample
-    folder = session(network).save(tmp_path / "out", (x, 5), {})  # type: ignore[union-attr]
-    codes = sum(one.weight.numel() for one in network.modules() if isinstance(one, QuantConv2d | QuantLinear))
-    assert (folder / "openvino_model.bin").stat().st_size < 2.5 * codes  # 4 bits, and what belongs to few channels
-    with pytest.raises(OutputError, match="overwrite"):
-        session(network).save(folder, (x, 5), {})  # type: ignore[union-attr]
-    set_engine(network, "openvino", precision="f32", folder=str(folder))
-    with torch.no_grad():
-        assert torch.equal(network(x, 5).sample, wanted)
-        larger = torch.randn(2, 1, 12, 8)
-        assert far(network(larger, 5).sample, run(copy.deepcopy(network), "simulate", larger, 5).sample) <= NETWORK
-        with pytest.raises(ArtifactError, match="calls"):
-            network(x, 5, return_dict=False)
-        other = unet(seed=1, block_out_channels=(16, 32))
-        set_engine(other, "openvino", folder=str(folder))
-        with pytest.raises(ArtifactError, match="numbers.*halftone export"):
-            other(x, 5)
-
-
-@pytest.mark.parametrize("name", ["openvino_model.bin", "openvino_model.xml", "halftone.json"])
-def test_a_damaged_export_is_refused(tmp_path: Path, name: str) -> None:
-    network, x = unet(), torch.randn(1, 1, 8, 8)
-    set_engine(network, "openvino")
-    folder = session(network).save(tmp_path / "out", (x, 5), {})  # type: ignore[union-attr]
-    content = bytearray((folder / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content if name != "halftone.json" else b"{}")
-    set_engine(network, "openvino", folder=str(folder))
-    with torch.no_grad(), pytest.raises(ArtifactError, match="export"):
-        network(x, 5)

@@ -20,7 +20,7 @@ from halftone.kernels.machine import (
 from halftone.kernels.native import product
 from halftone.models.surgery import replace_layers
 from halftone.nn import Scheme
-from halftone.nn.layers import set_engine
+from halftone.nn.running import set_engine
 
 
 def test_report_is_json_and_names_every_engine() -> None:

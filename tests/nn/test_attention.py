@@ -14,7 +14,7 @@ from halftone.formats import Affine
 from halftone.kernels.native import attention as native
 from halftone.models.surgery import replace_layers
 from halftone.nn.attention import OPERANDS, AttentionOperands, QuantizedAttention, can_hold_operands, install_operands
-from halftone.nn.layers import set_engine
+from halftone.nn.running import set_engine
 from halftone.quant import QuantSpec
 
 needs_codes = pytest.mark.skipif(native.why_none("codes") is not None, reason=str(native.why_none("codes")))

@@ -18,7 +18,8 @@ from halftone.kernels.library import onednn_int8
 from halftone.models.surgery import replace_layers
 from halftone.nn import Scheme
 from halftone.nn.attention import can_hold_operands, install_operands
-from halftone.nn.layers import quantized_layers, set_engine
+from halftone.nn.layers import quantized_layers
+from halftone.nn.running import set_engine
 from halftone.quant import QuantSpec
 
 W4, A8, A16 = QuantSpec("uint4", "channel"), QuantSpec("uint8"), QuantSpec("uint16")

@@ -18,7 +18,8 @@ from halftone.formats.segments import along_input, along_weight
 from halftone.foundation.errors import ConfigError
 from halftone.kernels.select import engines
 from halftone.nn import QuantConv2d, QuantizedLayer, QuantLinear, Scheme
-from halftone.nn.layers import quantized_layers, set_engine
+from halftone.nn.layers import quantized_layers
+from halftone.nn.running import set_engine
 from halftone.nn.sites import sites
 from halftone.quant import QuantSpec
 from halftone.quant.weights import weight_affine

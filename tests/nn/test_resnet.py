@@ -12,7 +12,7 @@ from halftone.kernels.native import build, loops
 from halftone.models.roles import Architecture
 from halftone.models.surgery import replace_layers
 from halftone.nn import QuantConv2d, QuantizedResnetBlock2D, Scheme
-from halftone.nn.layers import set_engine
+from halftone.nn.running import set_engine
 from halftone.quant import QuantSpec
 
 needs_loops = pytest.mark.skipif(build.why_no_loops() is not None, reason=f"no native loops: {build.why_no_loops()}")

@@ -14,7 +14,7 @@ from halftone.kernels.native import product
 from halftone.kernels.native.product import ProductWeight
 from halftone.models.surgery import replace_layers
 from halftone.nn import QuantizedLayer, QuantizedTransformer2DModel, QuantizedTransformerBlock, Scheme
-from halftone.nn.layers import set_engine, set_weights
+from halftone.nn.running import set_engine, set_weights
 from halftone.quant import QuantSpec
 
 needs_product = pytest.mark.skipif(product.why_none() is not None, reason=f"no native product: {product.why_none()}")

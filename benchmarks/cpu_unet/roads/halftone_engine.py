@@ -9,6 +9,7 @@ import halftone
 from benchmarks.cpu_unet.roads.torch_module import TorchDenoiser, from_folder
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.nn.layers import quantized_layers
+from halftone.nn.running import set_weights
 
 
 def prepare(
@@ -41,13 +42,15 @@ def load(
     engine: str,
     dtype: str = "float32",
     compiled: bool = False,
+    weights: str = "ready",
     **options: Any,
 ) -> TorchDenoiser:
-    """Load it; ``options`` are the engine's own."""
+    """Load it; ``weights`` is how layers hold their codes, ``options`` are the engine's own."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as the command does
     unet = from_folder(folder, dtype).to(memory_format=torch.channels_last)
     halftone.set_engine(unet, engine, **options)
+    set_weights(unet, weights)
     if compiled:
         unet.compile()
     return TorchDenoiser(unet, getattr(torch, dtype), no_grad=compiled)

@@ -17,7 +17,7 @@ from halftone.artifact.owner import Owner
 from halftone.artifact.schema import METHOD, Description, parse, to_json
 from halftone.artifact.weights_file import Tensors
 from halftone.foundation.errors import ArtifactError, ConfigError, OutputError
-from halftone.nn.layers import set_weights
+from halftone.nn.running import set_weights
 
 
 class HalftoneMethod(str, Enum):  # noqa: UP042 - as diffusers' own; the loader reads ``quant_method.value``

@@ -13,7 +13,7 @@ from halftone.artifact.registration import register
 from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError, OutputError
 from halftone.foundation.files import check_output, staged_folder, write_atomically
 from halftone.models.controlnets import refuse_unfit_controlnets
-from halftone.nn.layers import WEIGHTS, set_weights
+from halftone.nn.running import WEIGHTS, set_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -30,7 +30,7 @@ def load_pipeline(source: str | Path, *, weights: str = "ready", **kwargs: Any) 
     Args:
         source: a folder or a hub id.
         weights: how quantized layers keep their codes while they run: ``ready``, a byte each, or ``packed``, 4-bit ones in half a
-            byte: less memory for somewhat slower calls. See :func:`halftone.nn.layers.set_weights`.
+            byte: less memory for somewhat slower calls. See :func:`halftone.nn.running.set_weights`.
         kwargs: for ``from_pretrained``.
 
     Raises:

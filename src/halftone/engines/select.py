@@ -11,8 +11,8 @@ from halftone.foundation.registry import make, names
 from halftone.kernels import machine
 from halftone.kernels.select import check_engine as check_kernels
 from halftone.kernels.select import engines as kernel_engines
-from halftone.nn import layers
 from halftone.nn.layers import quantized_layers
+from halftone.nn.running import set_engine as set_kernels
 
 _LIBRARY = "halftone.engines.library"
 _RUNS = "_halftone_engine"  # the attribute that tells a network's engine, where one runs the whole of it
@@ -73,7 +73,7 @@ def set_engine(network: nn.Module, engine: str, **options: Any) -> None:
         if options:
             raise ConfigError(f"engine '{engine}'", "no options", ", ".join(sorted(options)))
         give(network, engine, None)
-        layers.set_engine(network, engine)
+        set_kernels(network, engine)
         return
     chosen = _made(engine, **options)
     require(engine)

@@ -15,7 +15,7 @@ from halftone.models.roles import Architecture
 from halftone.models.surgery import nearest_path, replace_layers
 from halftone.nn import AttentionOperands, QuantizedLayer, Scheme
 from halftone.nn.attention import install_operands
-from halftone.nn.layers import set_engine
+from halftone.nn.running import set_engine
 from halftone.nn.sites import SiteOwner, sites
 
 

@@ -17,7 +17,6 @@ from halftone.kernels import Choice, HoldsCodes, Operands, Operation, Prepared, 
 from halftone.kernels.library.reference import dequantized_weight
 from halftone.kernels.machine import tell_simulated
 from halftone.kernels.select import AUTO
-from halftone.nn.attention import AttentionOperands
 from halftone.nn.sites import SiteOwner
 from halftone.quant import QuantSpec
 from halftone.quant.weights import weight_affine
@@ -417,31 +416,3 @@ def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     for path, child in module.named_modules():
         if isinstance(child, QuantizedLayer) and child.scheme is not None:
             yield path, child
-
-
-def set_engine(module: nn.Module, engine: str) -> None:
-    """Let every quantized layer and attention of ``module`` choose its kernel from ``engine`` (``auto``, ``torch`` ...)."""
-    owners: list[QuantizedLayer | AttentionOperands] = [layer for _, layer in quantized_layers(module)]
-    owners += [child for child in module.modules() if isinstance(child, AttentionOperands)]
-    for owner in owners:
-        owner.engine = engine
-        owner.refresh()
-
-
-WEIGHTS = ("ready", "packed")
-
-
-def set_weights(module: nn.Module, weights: str) -> None:
-    """Say how the quantized layers of ``module`` keep their codes while they run.
-
-    ``ready``: as their kernel multiplies them, a byte each. ``packed``: where a kernel can, codes of up to 4 bits in half a byte,
-    widened piece by piece each time a layer runs, in scratch of a fixed size. Either way they are held once.
-
-    Raises:
-        ConfigError: neither of the two.
-    """
-    if weights not in WEIGHTS:
-        raise ConfigError("weights", "ready or packed", f"'{weights}'")
-    for _, layer in quantized_layers(module):
-        layer.refresh()
-        layer.weights = weights  # type: ignore[assignment] # one of the two
