@@ -21,11 +21,13 @@ from tests.tiny import pipeline
 from torch import nn
 
 from halftone.engines import running, session, set_engine
+from halftone.engines.select import give
 from halftone.formats import Affine
 from halftone.foundation.errors import ConfigError, KernelError
 from halftone.models.example_inputs import example_inputs
 from halftone.nn import QuantConv2d, QuantLinear, Scheme
 from halftone.nn.attention import install_operands
+from halftone.nn.layers import set_weights
 from halftone.quant import QuantSpec
 
 pytest.importorskip("openvino", reason="needs the package openvino: pip install 'halftone[openvino]'")
@@ -308,6 +310,25 @@ def test_a_fork_says_what_to_do_instead_of_waiting_for_ever() -> None:
     finally:
         child.join(10)
         child.kill()
+
+
+@pytest.mark.parametrize("weights", ["ready", "packed"])
+def test_codes_that_kernels_have_taken_are_found(weights: str) -> None:
+    network, x = unet(block_out_channels=(16, 32)), torch.randn(1, 1, 8, 8)
+    set_weights(network, weights)  # as loading does
+    wanted = run(network, "simulate", x, 5).sample
+    run(network, "torch", x, 5)
+    assert far(run(network, "openvino", x, 5, precision="f32").sample, wanted) <= NETWORK
+    runs = session(network)
+    with torch.no_grad():
+        give(network, "openvino", None)
+        network(x, 5)  # the layers by themselves, in between
+        give(network, "openvino", runs)
+        graphs = list(runs._graphs.values())  # type: ignore[union-attr]
+        assert far(network(x, 5).sample, wanted) <= NETWORK
+        assert [*runs._graphs.values()] == graphs  # type: ignore[union-attr] # nothing has changed
+        (only,) = network(x, 5, return_dict=False)  # another graph, of the same codes
+        assert far(only, wanted) <= NETWORK and far(network(x, 5).sample, wanted) <= NETWORK
 
 
 def test_another_engine_takes_over() -> None:

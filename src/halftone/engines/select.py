@@ -9,6 +9,7 @@ from halftone.engines.contract import AbstractNetworkEngine, AbstractSession
 from halftone.foundation.errors import ConfigError, KernelError
 from halftone.foundation.registry import make, names
 from halftone.kernels import machine
+from halftone.kernels.select import AUTO
 from halftone.kernels.select import check_engine as check_kernels
 from halftone.kernels.select import engines as kernel_engines
 from halftone.nn.layers import quantized_layers
@@ -86,6 +87,7 @@ def set_engine(network: nn.Module, engine: str, **options: Any) -> None:
         # Pipelines call its methods, never itself: an engine would be set and not run.
         got, fix = f"a {type(network).__name__}", "Give it pipe.vae.decoder."
         raise ConfigError(f"engine '{engine}'", "a network that pipelines call", got, fix)
+    layers.set_engine(network, AUTO)  # what layers have prepared for themselves takes memory, and is not asked for now
     give(network, engine, chosen.session(network))
 
 

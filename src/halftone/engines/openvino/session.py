@@ -103,7 +103,7 @@ class Session(AbstractSession):
     def _forget(self) -> None:
         self._graphs: dict[Any, Graph] = {}
         self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
-        self._tensors: list[tuple[dict, str, torch.Tensor, int]] = []
+        self._tensors: list[tuple[nn.Module, dict, str, torch.Tensor, int]] = []
         self._adapters: tuple = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,8 +138,7 @@ class Session(AbstractSession):
     def _graph(self, signature: Signature, tensors: tuple[torch.Tensor, ...]) -> Graph:
         general = free_sizes(self.network, signature)
         if general not in self._graphs:
-            if not self._graphs:
-                self._remember()
+            self._remember()
             if self.folder is not None:
                 self._graphs[general] = load(self.folder, general, self.network)
             else:
@@ -158,7 +157,11 @@ class Session(AbstractSession):
         return save(graph, free_sizes(self.network, signature), self.network, folder, overwrite)
 
     def _remember(self) -> None:
+        """Note what the next graph, and those there are, are made of."""
+        self._tensors.clear()
         for module in self.network.modules():
+            if isinstance(module, QuantizedLayer):
+                module.refresh()  # codes that a kernel of its own has taken come back: the graph shares them
             if isinstance(module, QuantizedLayer) and module.calibrating:
                 fix = "Use another engine while it is calibrated."
                 raise KernelError(
@@ -167,12 +170,13 @@ class Session(AbstractSession):
             for own in (module._parameters, module._buffers):
                 for name, tensor in own.items():
                     if tensor is not None:
-                        self._tensors.append((own, name, tensor, _version(tensor)))
+                        self._tensors.append((module, own, name, tensor, _version(tensor)))
         self._adapters = _adapters(self.network)
 
     def _is_current(self) -> bool:
         same = all(
-            own.get(name) is tensor and _version(tensor) == version for own, name, tensor, version in self._tensors
+            (own.get(name) is tensor and _version(tensor) == version) or (name == "weight" and _is_lent(module))
+            for module, own, name, tensor, version in self._tensors
         )
         return same and (not self._graphs or self._adapters == _adapters(self.network))
 
@@ -182,6 +186,11 @@ class Session(AbstractSession):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def _is_lent(module: nn.Module) -> bool:
+    """Whether the module is a layer whose codes are where its own kernel has them: the same codes, then."""
+    return isinstance(module, QuantizedLayer) and module._moved
 
 
 def _version(tensor: torch.Tensor) -> int:
