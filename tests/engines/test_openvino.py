@@ -27,7 +27,7 @@ from halftone.foundation.errors import ConfigError, KernelError
 from halftone.models.example_inputs import example_inputs
 from halftone.nn import QuantConv2d, QuantLinear, Scheme
 from halftone.nn.attention import install_operands
-from halftone.nn.layers import set_weights
+from halftone.nn.running import set_weights
 from halftone.quant import QuantSpec
 
 pytest.importorskip("openvino", reason="needs the package openvino: pip install 'halftone[openvino]'")

@@ -87,7 +87,7 @@ def set_engine(network: nn.Module, engine: str, **options: Any) -> None:
         # Pipelines call its methods, never itself: an engine would be set and not run.
         got, fix = f"a {type(network).__name__}", "Give it pipe.vae.decoder."
         raise ConfigError(f"engine '{engine}'", "a network that pipelines call", got, fix)
-    layers.set_engine(network, AUTO)  # what layers have prepared for themselves takes memory, and is not asked for now
+    set_kernels(network, AUTO)  # what layers have prepared for themselves takes memory, and is not asked for now
     give(network, engine, chosen.session(network))
 
 
