@@ -94,6 +94,18 @@ def test_any_zero_points_segments_and_widths(draw: st.DataObject) -> None:
     assert float(far_off) <= (EXACT if grid.bits <= 8 else 1e-4) * float(defined.abs().max().clamp(min=1e-3))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_inputs_that_are_float_stay_float(bits: int) -> None:
+    # Of a width that OpenVINO's own rounding of inputs takes.
+    one = QuantLinear(256, 64)
+    hold(one, Scheme(QuantSpec(f"uint{bits}", "channel", "symmetric")))
+    network, x = nn.Sequential(one), torch.randn(16, 256)
+    wanted = run(network, "simulate", x)
+    got = run(network, "openvino", x, precision="f32")
+    assert float((got - wanted).abs().max()) <= EXACT * float(wanted.abs().max())
+    assert session(network).products((x,), {}) == {"0": "f32"}
+
+
 def test_weights_that_need_a_ninth_bit_are_right() -> None:
     one = QuantLinear(16, 8)
     codes = torch.randint(0, 256, (8, 16), dtype=torch.uint8)
@@ -190,9 +202,12 @@ def test_conditions_and_residuals_pass_through() -> None:
     assert far(only, steered) <= NETWORK
 
 
-def test_quantized_attention_operands() -> None:
+@pytest.mark.parametrize("zero", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantized_attention_operands(zero: Any, dtype: torch.dtype) -> None:
     network = unet(block_out_channels=(16, 32))
-    specs = {"q": A8, "k": A8, "v": A8, "probs": QuantSpec("uint8", zero="none")}
+    middle = QuantSpec("uint8", zero=zero)
+    specs = {"q": middle, "k": middle, "v": middle, "probs": QuantSpec("uint8", zero="none")}
     sites = 0
     for module in list(network.modules()):
         if type(module).__name__ == "Attention":
@@ -201,9 +216,18 @@ def test_quantized_attention_operands() -> None:
                 low = 0.0 if site == "probs" else -2.0
                 operands.set_site_affine(site, spec.affine(torch.tensor([low]), torch.tensor([2.0 + low / 2])))
                 sites += 1
-    x = torch.randn(2, 1, 8, 8)
+    network, x = network.to(dtype), torch.randn(2, 1, 8, 8, dtype=dtype)
     wanted = run(network, "simulate", x, 10).sample
-    assert sites >= 8 and far(run(network, "openvino", x, 10, precision="f32").sample, wanted) <= NETWORK
+    bound = NETWORK if dtype == torch.float32 else NETWORK_BF16
+    assert sites >= 8 and far(run(network, "openvino", x, 10, precision="f32").sample, wanted) <= bound
+
+
+def test_a_network_in_bfloat16() -> None:
+    network, x = unet(block_out_channels=(16, 32)).to(torch.bfloat16), torch.randn(2, 1, 8, 8, dtype=torch.bfloat16)
+    run(network, "torch", x, 10)  # whose attention has loops of its own
+    wanted = run(network, "simulate", x, 10).sample
+    got = run(network, "openvino", x, 10).sample
+    assert got.dtype == torch.bfloat16 and far(got, wanted) <= NETWORK_BF16
 
 
 def test_kept_tokens_have_their_stored_outputs() -> None:

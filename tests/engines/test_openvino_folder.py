@@ -20,6 +20,7 @@ def test_an_export_is_taken_in_place_of_exporting(tmp_path: Path) -> None:
     folder = session(network).save(tmp_path / "out", (x, 5), {})  # type: ignore[union-attr]
     codes = sum(one.weight.numel() for one in network.modules() if isinstance(one, QuantConv2d | QuantLinear))
     assert (folder / "openvino_model.bin").stat().st_size < 2.5 * codes  # 4 bits, and what belongs to few channels
+    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" in (folder / "openvino_model.xml").read_text(encoding="utf-8")
     with pytest.raises(OutputError, match="overwrite"):
         session(network).save(folder, (x, 5), {})  # type: ignore[union-attr]
     set_engine(network, "openvino", precision="f32", folder=str(folder))

@@ -136,6 +136,8 @@ def export(
         port.node.set_friendly_name(name)
         port.node.set_partial_shape(PartialShape(list(shape)))
     model.validate_nodes_and_infer_types()
+    # For whoever compiles the exported file: by default OpenVINO rounds the inputs of linears whose weights alone are quantized.
+    model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     return Graph(model, paths, traced.result, traced.constants, nodes.largest, nodes.held)
 
 

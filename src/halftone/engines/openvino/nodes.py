@@ -91,7 +91,7 @@ class Nodes:
         if operands.bias is None:
             return total
         bias = operands.bias.float().view(-1, *[1] * (operands.codes.ndim - 2)).numpy()
-        return ops.add(total, ops.constant(bias), name=f"{path}.bias").output(0)
+        return ops.add(total, ops.constant(bias), name=f"{path}{SEGMENT}bias").output(0)
 
     def quantized(self, x: Output, affine: Affine, number_format: AbstractFormat, path: str) -> Output:
         """Return ``x`` on the grid; ``affine`` is of the whole tensor.

@@ -15,6 +15,7 @@ from torch import nn
 from halftone.nn.attention import AttentionOperands
 from halftone.nn.layers import QuantConv2d, QuantizedLayer, quantized_layers
 
+_ABSENT = object()
 LAYER, SITE = "halftone::traced_layer", "halftone::traced_site"
 torch.library.define(LAYER, "(Tensor x, int number) -> Tensor")
 torch.library.define(SITE, "(Tensor x, int number) -> Tensor")
@@ -56,25 +57,30 @@ def _site(x: torch.Tensor, number: int) -> torch.Tensor:
 def standing_in(network: nn.Module) -> Iterator[Standing]:
     """Let operators stand in for the quantized layers and attention operands of ``network`` while the context lasts."""
     global _now
-    replaced: list[tuple[nn.Module, str]] = []
+    replaced: list[tuple[nn.Module, str, Any]] = []
 
-    def put(module: nn.Module, name: str, call: Callable) -> None:
+    def put(module: nn.Module, name: str, value: Any) -> None:
         # On the object, where it hides the class's own.
-        setattr(module, name, call)
-        replaced.append((module, name))
+        replaced.append((module, name, module.__dict__.get(name, _ABSENT)))
+        module.__dict__[name] = value
 
     with _tracing:
         _now = Standing(list(quantized_layers(network)))
         try:
             for number, (_, layer) in enumerate(_now.layers):
                 put(layer, "forward", _forward(number))
+                # No engine that has loops of its own: what they compute, a graph could not see.
+                put(layer, "engine", "simulate")
             for path, module in network.named_modules():
                 if isinstance(module, AttentionOperands):
                     put(module, "pass_through", _pass_through(module, path.rpartition(".")[0]))
+                    put(module, "prepared", lambda: None)
             yield _now
         finally:
-            for module, name in replaced:
-                delattr(module, name)
+            for module, name, before in reversed(replaced):
+                del module.__dict__[name]
+                if before is not _ABSENT:
+                    module.__dict__[name] = before
             _now = Standing()
 
 
