@@ -1,13 +1,7 @@
 """The OpenVINO engine equals ``simulate``, multiplies integers, and says no where it must."""
 
 import copy
-import multiprocessing
-import os
-import pickle
 import platform
-import subprocess
-import sys
-import threading
 from typing import Any
 
 import hypothesis.strategies as st
@@ -114,45 +108,6 @@ def test_weights_that_need_a_ninth_bit_are_right() -> None:
     network, x = nn.Sequential(one), torch.randn(4, 16)
     wanted = run(network, "simulate", x)
     assert torch.allclose(run(network, "openvino", x, precision="f32"), wanted, atol=1e-5 * float(wanted.abs().max()))
-
-
-_SATURATES = """
-import torch
-from torch import nn
-from halftone.engines import session, set_engine
-from halftone.engines.openvino.saturation import saturates
-from halftone.formats import Affine
-from halftone.nn import QuantLinear, Scheme
-from halftone.quant import QuantSpec
-A8 = QuantSpec("uint8")
-for bits, products in ((8, {}), (4, {"u8", "i8"})):
-    one = QuantLinear(64, 32)
-    affine = Affine(torch.full((1, 32), 0.01), torch.full((1, 32), 2.0 ** (bits - 1)))
-    codes = torch.full((32, 64), 2**bits - 1, dtype=torch.uint8)
-    one.hold(codes, affine, Scheme(QuantSpec(f"uint{bits}", "channel", "symmetric"), A8))
-    one.set_site_affine("input", A8.affine(torch.tensor([0.0]), torch.tensor([1.0])))
-    network, x = nn.Sequential(one), torch.ones(8, 64)
-    set_engine(network, "simulate")
-    wanted = network(x)
-    set_engine(network, "openvino", precision="f32")
-    assert torch.allclose(network(x), wanted, rtol=1e-5), (bits, "wrong")
-    found = set(session(network).products((x,), {}).values())
-    assert found <= (products or {"f32"}), (bits, found)
-print(saturates())
-"""
-
-
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512",
-    reason="VNNI is masked as AVX512 without it, which needs AVX512",
-)
-def test_products_that_would_saturate_are_float() -> None:
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _SATURATES], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "True"
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 1, 8, 8), (2, 1, 6, 10)])
@@ -287,53 +242,6 @@ def test_adapters_are_part_of_the_graph() -> None:
         adapted = network(*args, **kwargs).sample
     assert far(adapted, plain) > 2 * NETWORK
     assert far(adapted, run(network, "simulate", *args, **kwargs).sample) <= NETWORK
-
-
-def test_copies_pickles_and_threads() -> None:
-    network, x = unet(), torch.randn(1, 1, 8, 8)
-    wanted = run(network, "openvino", x, 5, precision="f32").sample
-    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert running(twin) == "openvino" and torch.equal(twin(x, 5).sample, wanted)
-    other, found = unet(seed=1), {}
-    set_engine(other, "openvino", precision="f32")
-
-    def call(name: str, each: nn.Module) -> None:
-        with torch.no_grad():
-            found[name] = [each(x, 5).sample for _ in range(4)]
-
-    threads = [threading.Thread(target=call, args=(f"{n}", each)) for n, each in enumerate((network, network, other))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(each, wanted) for name in "01" for each in found[name])
-    assert not torch.equal(found["2"][0], wanted)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"
-)  # of forks of processes with threads, which is what this is about
-def test_a_fork_says_what_to_do_instead_of_waiting_for_ever() -> None:
-    network, x = unet(), torch.randn(1, 1, 8, 8)
-    run(network, "openvino", x, 5)
-    here, there = multiprocessing.Pipe()
-
-    def call() -> None:
-        try:
-            with torch.no_grad():
-                network(x, 5)
-            there.send("ran")
-        except KernelError as error:
-            there.send(str(error))
-
-    child = multiprocessing.get_context("fork").Process(target=call)
-    child.start()
-    try:
-        assert here.poll(60) and "spawn" in here.recv()
-    finally:
-        child.join(10)
-        child.kill()
 
 
 @pytest.mark.parametrize("weights", ["ready", "packed"])
