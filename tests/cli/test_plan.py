@@ -64,26 +64,17 @@ def test_the_bytes_of_split_layers_are_known(halftone: Halftone, model: Path, tm
 
 
 def test_the_plan_of_sdxl_needs_no_weights(halftone: Halftone, public: Public) -> None:
-    found = halftone("inspect", "--plan", public.config("sdxl-base-unet"), "--memory", "32GB", "--json").json
+    found = halftone("inspect", "--plan", public.config("sdxl-base-unet"), "--memory", "4GB", "--json").json
     assert (found["parameters"], found["recipe"], found["budget"]) == (2567463684, "q-diffusion-w4a8", "fast")
     assert (len(found["layers"]), sum(bool(layer["parts"]) for layer in found["layers"])) == (794, 9)
     assert found["sizes"]["codes"] == pytest.approx(found["sizes"]["unquantized"] / 8, rel=0.01)
     assert found["operands"] == {"q uint8": 140, "k uint8": 140, "v uint8": 140, "probs uint8": 140}
     memory, (low, high) = found["memory"], found["seconds"]["total"]
-    assert memory["activations"] - memory["spilled"] == 32e9
+    assert memory["activations"] - memory["spilled"] == 4e9
     assert memory["weights"] > 4 * found["parameters"]
     assert 0 < low < high
-    assert list(found["seconds"]["steps"]) == [
-        "record",
-        "split",
-        "weights",
-        "gptq",
-        "reconstruct",
-        "activations",
-        "ranges",
-        "bias",
-        "network",
-    ]
+    # What a large denoiser has of the recipe at this budget.
+    assert list(found["seconds"]["steps"]) == ["record", "split", "weights", "gptq", "activations"]
 
 
 def test_a_plan_for_readers(halftone: Halftone, public: Public) -> None:
