@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,36 @@ def test_products_that_would_saturate_are_float() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "True"
+
+
+_INTERRUPTED = """
+import ctypes, gc, signal, threading
+import torch
+from tests.engines.conftest import run, unet
+def stack():
+    room = (ctypes.c_uint64 * 3)()
+    assert ctypes.CDLL(None).sigaltstack(None, room) == 0
+    return room[0]
+before, held = stack(), [unet()]
+run(held[0], "openvino", torch.randn(1, 1, 8, 8), 5)
+assert stack() == before, "a signal stack that is freed with the model"
+def let_go():
+    held.clear()
+    gc.collect()
+away = threading.Thread(target=let_go)
+away.start()
+away.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks are looked at on Linux")
+def test_an_interrupt_after_a_model_is_an_interrupt() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _INTERRUPTED], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.split()[-1] == "interrupted", done.stderr

@@ -18,6 +18,7 @@ from halftone.engines.openvino.folder import load, save
 from halftone.engines.openvino.graph import Graph, export, free_sizes
 from halftone.engines.openvino.nodes import SEGMENT
 from halftone.engines.openvino.saturation import NARROW, saturates
+from halftone.engines.openvino.signal_stack import signal_stack_kept
 from halftone.engines.openvino.signature import Signature, read
 from halftone.foundation.allocator import give_back_freed_memory
 from halftone.foundation.errors import KernelError
@@ -63,7 +64,7 @@ class Compiled:
     def __call__(self, tensors: tuple[torch.Tensor, ...]) -> Any:
         # Held by a name until the call is over: OpenVINO reads their memory.
         given = [_shared(tensor) for tensor in tensors]
-        with self._lock:
+        with self._lock, signal_stack_kept():
             for number, tensor in enumerate(given):
                 self._request.set_input_tensor(number, tensor)
             self._request.infer()
@@ -128,7 +129,7 @@ class Session(AbstractSession):
             fix = "Start workers with spawn, or before the first call."
             raise KernelError("engine 'openvino'", "the process that compiled", "a fork of it", fix)
         key = (signature, torch.get_num_threads())
-        with self._making:
+        with self._making, signal_stack_kept():
             if not self._is_current():
                 self._forget()
             if key not in self._compiled:
@@ -154,7 +155,7 @@ class Session(AbstractSession):
 
     def save(self, folder: str | Path, args: tuple, kwargs: dict[str, Any], overwrite: bool = False) -> Path:
         signature, tensors = read(self._forward, args, kwargs)
-        with self._making:
+        with self._making, signal_stack_kept():
             if not self._is_current():
                 self._forget()
             graph = self._graph(signature, tensors)
