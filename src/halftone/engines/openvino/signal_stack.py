@@ -1,7 +1,7 @@
 """The stack that signal handlers of a thread run on, kept as it is while OpenVINO works in that thread.
 
-OpenVINO 2026.4 gives the calling thread a stack of its own for signals, and frees it with the model, on whichever thread that happens.
-The thread that still has it dies at the next signal: Ctrl-C after a model was let go was a segmentation fault.
+OpenVINO 2026.4 gives the calling thread a stack of its own for signals, and frees it with the model, on whichever thread that
+happens. The thread that still has it dies at the next signal: Ctrl-C after a model was let go was a segmentation fault.
 """
 
 import ctypes
