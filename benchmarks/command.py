@@ -1,7 +1,7 @@
 """How the commands of all studies end."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from halftone.foundation.errors import HalftoneError
 from halftone.foundation.progress import Progress
@@ -26,3 +26,12 @@ def finished(work: Callable[[Progress], list[str]]) -> int:
     if failed:
         print("failed: " + ", ".join(failed), file=sys.stderr)
     return 1 if failed else 0
+
+
+def chosen_sections(only: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the sections named in ``only``, with commas between them; an unknown one ends the program with a sentence."""
+    sections = tuple(part.strip() for part in only.split(",") if part.strip())
+    unknown = [part for part in sections if part not in known]
+    if unknown:
+        raise SystemExit(f"--only: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+    return sections

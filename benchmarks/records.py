@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,12 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def rows_of(folder: Path, sections: Iterable[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return a study's rows by section and name; a section without rows is not there."""
+    return {
+        section: {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+        for section in sections
+        if (files := sorted((folder / section).glob("*.json")))
+    }

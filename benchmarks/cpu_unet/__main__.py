@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.command import finished, say
+from benchmarks.command import chosen_sections, finished, say
 from benchmarks.cpu_unet.settings import CACHE, DOCS, RESULTS, SECTIONS, Settings
 from halftone.foundation.progress import Progress
 
@@ -40,13 +40,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(chosen: argparse.Namespace) -> Settings:
-    sections = tuple(part.strip() for part in chosen.only.split(",") if part.strip())
-    unknown = [part for part in sections if part not in SECTIONS]
-    if unknown:
-        raise SystemExit(f"--only: unknown {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    sections = chosen_sections(chosen.only, SECTIONS)
     given = {key: getattr(chosen, key) for key in ("contenders", "rounds", "threads", "peers", "resume")}
     places = {"results": chosen.results, "cache": chosen.cache.resolve()}
-    return Settings(sections=sections, pattern=chosen.rows, memory=int(chosen.memory * 2**30), **given, **places)
+    return Settings(
+        sections=sections,
+        pattern=chosen.rows,
+        memory=int(chosen.memory * 2**30),
+        **given,
+        **places,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,5 @@
 """Write the study's page from the rows. Nothing is typed in by hand."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from benchmarks.cpu_unet.contenders import ANCHORS, BASELINE, BY_NAME, RIVAL
 from benchmarks.cpu_unet.profile_tables import profile_lines
 from benchmarks.cpu_unet.settings import SECTIONS
 from benchmarks.markdown import interval, table
+from benchmarks.records import rows_of
 from halftone.foundation.files import write_atomically
 
 PAGE = "cpu-unet.md"
@@ -18,11 +18,7 @@ Rows = dict[str, dict[str, Any]]
 
 def read(folder: Path) -> dict[str, Rows]:
     """Return the rows by section and name."""
-    return {
-        section: {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-        for section in SECTIONS
-        if (files := sorted((folder / section).glob("*.json")))
-    }
+    return rows_of(folder, SECTIONS)
 
 
 def render(results: Path, docs: Path) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.command import finished, say
+from benchmarks.command import chosen_sections, finished, say
 from benchmarks.q_diffusion.settings import CACHE, DOCS, MODEL, README, RESULTS, SECTIONS, Settings
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.progress import Progress
@@ -46,12 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(chosen: argparse.Namespace) -> Settings:
-    sections = tuple(part.strip() for part in chosen.only.split(",") if part.strip())
-    unknown = [part for part in sections if part not in SECTIONS]
-    if unknown:
-        raise SystemExit(f"--only: unknown {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
     return Settings(
-        sections=sections,
+        sections=chosen_sections(chosen.only, SECTIONS),
         pattern=chosen.rows,
         samples=chosen.samples,
         budget=chosen.budget,

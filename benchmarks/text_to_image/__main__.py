@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.command import finished, say
+from benchmarks.command import chosen_sections, finished, say
 from benchmarks.text_to_image.settings import CACHE, DOCS, MODEL, RESULTS, SECTIONS, Settings
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.progress import Progress
@@ -39,12 +39,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(chosen: argparse.Namespace) -> Settings:
-    sections = tuple(part.strip() for part in chosen.only.split(",") if part.strip())
-    unknown = [part for part in sections if part not in SECTIONS]
-    if unknown:
-        raise SystemExit(f"--only: unknown {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    sections = chosen_sections(chosen.only, SECTIONS)
     given = {key: value for key, value in vars(chosen).items() if key not in ("command", "only", "rows", "seeds")}
-    return Settings(sections=sections, pattern=chosen.rows, seeds=tuple(dict.fromkeys(chosen.seeds)), **given)
+    return Settings(
+        sections=sections,
+        pattern=chosen.rows,
+        seeds=tuple(dict.fromkeys(chosen.seeds)),
+        **given,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

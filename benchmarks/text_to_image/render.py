@@ -1,12 +1,12 @@
 """Write the study's page and its picture of the pairs that moved most. Nothing is typed in by hand."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.markdown import bench_table, interval, table
+from benchmarks.records import rows_of
 from benchmarks.text_to_image.plan import BITS, FLOAT, METHODS, USED
 from benchmarks.text_to_image.settings import SECTIONS
 from benchmarks.text_to_image.uses import PLAIN, USES
@@ -21,11 +21,7 @@ Rows = dict[str, dict[str, Any]]
 
 def read(folder: Path) -> dict[str, Rows]:
     """Return the rows by section and name."""
-    return {
-        section: {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-        for section in SECTIONS
-        if (files := sorted((folder / section).glob("*.json")))
-    }
+    return rows_of(folder, SECTIONS)
 
 
 def render(results: Path, docs: Path) -> list[str]:

@@ -3,8 +3,7 @@
 A sampler's first calls decide the picture, its last ones only polish it, while the quantized network is usually worst in the last.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from halftone.foundation.errors import CalibrationError
 from halftone.foundation.progress import Progress
 from halftone.foundation.seeds import generator
 from halftone.models.denoiser import denoiser
+from halftone.models.standing_in import copied, standing_in
 
 # Of the standard deviation of what a call puts out. Small enough for the image to follow in proportion; about what 4 bits do.
 _DISTURBANCE = 0.02
@@ -41,35 +41,16 @@ class _Disturbed:
         self.call += 1
         if self.target < 0:
             self.said.append(self.forward(*args, **kwargs))
-            return _copied(self.said[-1])
+            return copied(self.said[-1])
         if self.call > self.target:
             return self.forward(*args, **kwargs)
-        said = _copied(self.said[self.call])
+        said = copied(self.said[self.call])
         return said if self.call < self.target else pytree.tree_map_only(torch.Tensor, self._disturb, said)
 
     def _disturb(self, out: torch.Tensor) -> torch.Tensor:
         added = torch.randn(out.shape, generator=self.noise).to(out) * (_DISTURBANCE * out.float().std())
         self.size = added.float().square().mean().cpu()
         return out + added
-
-
-def _copied(said: Any) -> Any:
-    # A scheduler may change what it is given in place.
-    return pytree.tree_map_only(torch.Tensor, torch.clone, said)
-
-
-@contextmanager
-def _instead(network: nn.Module, forward: Callable) -> Iterator[None]:
-    """Let ``network`` answer with ``forward``; what was there before (accelerate puts one of its own there) is put back."""
-    own = vars(network).get("forward")
-    network.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del network.forward
-        else:
-            network.forward = own
 
 
 def influence(
@@ -108,7 +89,7 @@ def influence(
             run_steps(pipe, steps, arguments)
         return last[0].detach().float().cpu()
 
-    with quiet(pipe), torch.no_grad(), _instead(network, disturbed):
+    with quiet(pipe), torch.no_grad(), standing_in(network, disturbed):
         wanted = final(-1)
         calls = len(disturbed.said)
         probed = np.unique(np.linspace(0, calls - 1, min(probes, calls)).round().astype(int))

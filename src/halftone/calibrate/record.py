@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from halftone.foundation.seeds import generator
 from halftone.models.denoiser import denoiser, refuse_cache
 from halftone.models.precision import as_float
 from halftone.models.reach import reach
+from halftone.models.standing_in import copied, standing_in
 
 # Pipelines of diffusers put the unconditional rows first.
 Halves = Literal["both", "conditional", "unconditional"]
@@ -130,10 +131,9 @@ def count_calls(
     return seen
 
 
-@contextlib.contextmanager
-def _computed_once(network: nn.Module) -> Iterator[None]:
+def _computed_once(network: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Let ``network`` answer calls of one shape with copies of the first one's answer, while the context lasts."""
-    own, compute = vars(network).get("forward"), network.forward
+    compute = network.forward
     known: dict[Any, Any] = {}
 
     def answer(*args: Any, **kwargs: Any) -> Any:
@@ -141,17 +141,9 @@ def _computed_once(network: nn.Module) -> Iterator[None]:
         key = tuple(tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in leaves)
         if key not in known:
             known[key] = compute(*args, **kwargs)
-        return pytree.tree_map_only(torch.Tensor, torch.clone, known[key])
+        return copied(known[key])
 
-    network.forward = answer
-    try:
-        yield
-    finally:
-        # accelerate, for one, puts a forward of its own there.
-        if own is None:
-            del network.forward
-        else:
-            network.forward = own
+    return standing_in(network, answer)
 
 
 def record(
