@@ -1,0 +1,61 @@
+"""Measure the rows that are missing, one after the other; a row is one JSON file."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cpu_unet.cases import SD15
+from benchmarks.cpu_unet.settings import Settings as Sizes
+from benchmarks.cpu_unet.workshop import Workshop
+from benchmarks.quantizing.blocks import timed
+from benchmarks.quantizing.settings import Settings
+from benchmarks.quantizing.whole import watched
+from benchmarks.records import circumstances, readable
+from halftone.foundation.errors import HalftoneError
+from halftone.foundation.files import write_atomically
+
+SCHEMA = 1
+Measure = Callable[[Path, Path], dict[str, Any]]  # of the model's folder and one for unfinished work
+
+
+def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
+    """Measure all missing rows of the sections asked for and return the names of those that failed."""
+    model = Workshop(Sizes(cache=settings.cache, sd15=settings.sd15), say).model(SD15)
+    failed = []
+    for name, protocol, measure in _rows(settings, say):
+        file = settings.results / f"{name}.json"
+        known = json.loads(file.read_text(encoding="utf-8"))["protocol"] if file.exists() else None
+        if settings.resume and known == json.loads(json.dumps(protocol)):
+            say(f"{name}: there already")
+            continue
+        began = time.monotonic()
+        try:
+            metrics = measure(model, settings.cache / "quantizing")
+        except HalftoneError as error:
+            say(f"{name} failed: {error}")
+            failed.append(name)
+            continue
+        seconds = time.monotonic() - began
+        content = {"schema": SCHEMA, "protocol": protocol, **circumstances(seconds), "metrics": metrics}
+        write_atomically(file, readable(content))
+        say(f"{name}: {metrics['seconds']:.0f} s{' in all' if 'units' in metrics else ''}")
+    return failed
+
+
+def _rows(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any], Measure]]:
+    """Yield each row's ``section/name``, what its numbers depend on, and how to get them."""
+    if "whole" in settings.sections:
+        for command in settings.commands:
+            name = f"whole/{command.recipe}-{command.budget}"
+            yield name, asdict(command), lambda model, work, given=command: watched(given, model, work, say)
+    if "blocks" in settings.sections:
+        given = settings.given
+        protocol = {"recipe": settings.recipe, **asdict(given)}
+        yield (
+            f"blocks/{settings.recipe}-{given.device}",
+            protocol,
+            lambda model, work: timed(settings.recipe, model, given, work),
+        )

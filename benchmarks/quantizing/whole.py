@@ -1,0 +1,110 @@
+"""Run ``halftone quantize`` as a user would, and watch how long it takes and how much memory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.records import ROOT
+from halftone.evaluate.bench import disk_bytes
+from halftone.foundation.errors import ConfigError
+
+_EVERY = 0.5  # seconds between two looks at the memory
+_PROMPTS = Path(__file__).parent / "prompts.txt"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One quantization.
+
+    Attributes:
+        recipe, budget, steps: as ``halftone quantize`` takes them.
+        memory: bound of the activations, as ``--memory`` takes it.
+    """
+
+    recipe: str = "q-diffusion-w4a8"
+    budget: str = "fast"
+    steps: int = 20
+    memory: str = "2GB"
+
+    @property
+    def options(self) -> list[str]:
+        named = {"--recipe": self.recipe, "--budget": self.budget, "--steps": str(self.steps), "--memory": self.memory}
+        return [part for pair in named.items() for part in pair]
+
+
+def watched(command: Command, model: Path, place: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run it to the end and return seconds, of each step too, the peak of the resident memory, and bytes; with what
+    ``halftone inspect --plan`` says before.
+
+    Raises:
+        ConfigError: the command failed; its last words are in the message.
+    """
+    program = [sys.executable, "-m", "halftone"]
+    asked = ["inspect", "--plan", str(model), *command.options, "--json"]
+    planned = json.loads(_checked([*program, *asked], say))
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    out = place / "out"
+    given = ["quantize", str(model), *command.options, "--prompts", str(_PROMPTS), "-o", str(out), "--json"]
+    began = time.monotonic()
+    process = subprocess.Popen([*program, *given], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_environment())
+    peak = _Peak(process.pid)
+    answer, _ = process.communicate()
+    seconds = time.monotonic() - began
+    if process.returncode:
+        raise ConfigError("halftone " + " ".join(given), "the exit status 0", str(process.returncode))
+    said = json.loads(answer)
+    found = {
+        "seconds": round(seconds, 1),
+        "by_step": said["seconds"],
+        "peak": peak.stop(),
+        "disk_bytes": disk_bytes(out / "unet"),
+        "float_bytes": disk_bytes(model / "unet"),
+        "plan": {key: planned[key] for key in ("seconds", "memory")},
+    }
+    shutil.rmtree(place)
+    return found
+
+
+class _Peak:
+    """The most memory that a process held, asked again and again: the system forgets it when the process ends."""
+
+    def __init__(self, pid: int) -> None:
+        self.file, self.most, self._ended = Path(f"/proc/{pid}/status"), 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_EVERY):
+            try:
+                lines = self.file.read_text(encoding="ascii").splitlines()
+            except OSError:
+                return  # it has ended
+            sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+            self.most = max([self.most, *sizes])
+
+    def stop(self) -> int:
+        """Return bytes."""
+        self._ended.set()
+        self._thread.join()
+        return self.most
+
+
+def _checked(command: list[str], say: Callable[[str], None]) -> str:
+    say(" ".join(command[2:]))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_environment())
+    if done.returncode:
+        raise ConfigError(" ".join(command[2:]), "the exit status 0", f"{done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
