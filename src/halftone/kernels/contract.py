@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
 import torch
 
@@ -31,22 +31,24 @@ class Grid:
     shift: int = 0
 
 
-@runtime_checkable
-class TakesCodes(Protocol):
-    """A prepared call that also takes its input as codes, from whatever computed them together with the values."""
+class TakesCodes(ABC):
+    """A prepared call that also takes its input as codes, on ``grid``, from whatever computed them together with the values."""
 
     grid: Grid
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output for values, as :data:`Prepared`."""
 
+    @abstractmethod
     def from_codes(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return the output, ``dtype``, for an input whose codes are ``codes``."""
 
 
-@runtime_checkable
-class Fuses(TakesCodes, Protocol):
+class Fuses(TakesCodes):
     """A prepared call that does what follows the product before its output is written."""
 
+    @abstractmethod
     def fused(
         self,
         codes: torch.Tensor,
@@ -56,14 +58,15 @@ class Fuses(TakesCodes, Protocol):
     ) -> torch.Tensor:
         """Return the output plus ``added``, shaped as it, plus ``shift`` ``[N, out]`` of each sample."""
 
+    @abstractmethod
     def gated(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor | None:
         """Return the codes of ``hidden * gelu(gate)``, the two halves of the output's channels, or None where it cannot."""
 
 
-@runtime_checkable
-class HoldsCodes(Protocol):
+class HoldsCodes(ABC):
     """A prepared call that can give the weight's codes back, so that nobody else needs to hold them."""
 
+    @abstractmethod
     def codes(self) -> torch.Tensor:
         """Return them, uint8 ``[out, in, *kernel]``."""
 

@@ -117,9 +117,8 @@ class QuantizedAttention:
         **kwargs: Any,
     ) -> torch.Tensor:
         """Return what ``attn`` computes; ``hidden_states`` ``[N, L, C]`` or ``[N, C, H, W]``."""
-        sites: AttentionOperands | None = getattr(attn, "operands", None)
-        active = sites is not None and sites.active
-        if not active and not (attention_mask is None and self._native(attn, hidden_states)):
+        sites = _active(attn)
+        if sites is None and not (attention_mask is None and self._native(attn, hidden_states)):
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
         residual, shape = hidden_states, hidden_states.shape
         if attn.spatial_norm is not None:
@@ -135,13 +134,17 @@ class QuantizedAttention:
         elif attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        mixed = self._mix(attn, sites if active else None, q, k, v, mask)
+        mixed = self.mix(attn, q, k, v, mask)
         mixed = attn.to_out[1](attn.to_out[0](mixed))
         if len(shape) == 4:
             mixed = mixed.transpose(1, 2).reshape(shape)
         if attn.residual_connection:
             mixed = mixed + residual
-        return mixed / attn.rescale_output_factor
+        return mixed if attn.rescale_output_factor == 1.0 else mixed / attn.rescale_output_factor
+
+    def serves(self, attn: Any) -> bool:
+        """Return whether :meth:`mix` computes what ``attn`` does between its projections, without a mask."""
+        return _active(attn) is not None or type(self.plain).__name__ == _FUSED
 
     def _native(self, attn: Any, x: torch.Tensor) -> bool:
         """Whether the native loops compute what the plain processor does, of quantized projections that may use them."""
@@ -152,23 +155,21 @@ class QuantizedAttention:
         quiet = not (torch.is_grad_enabled() and x.requires_grad)
         return eager and plain and quiet and why_none("bfloat16") is None
 
-    @staticmethod
-    def _mix(
-        attn: Any,
-        sites: AttentionOperands | None,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mask: torch.Tensor | None,
+    def mix(
+        self, attn: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return ``[N, L, C]`` for the projections ``[N, tokens, C]``; without sites, bfloat16 and no mask."""
+        """Return ``[N, L, C]`` for the projections ``[N, tokens, C]``; without active sites there must be no mask."""
+        sites, native = _active(attn), self._native(attn, q)
         q, k, v = (part.unflatten(-1, (attn.heads, -1)) for part in (q, k, v))  # [N, tokens, heads, d]
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         if attn.norm_k is not None:
             k = attn.norm_k(k)
-        if sites is None:
+        if sites is None and native:
             return attend_bfloat16(q, k, v, attn.scale).flatten(2)
+        if sites is None:
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         call = sites.prepared() if mask is None else None
         found = None if call is None else call(q, k, v)
         if found is None:
@@ -176,6 +177,12 @@ class QuantizedAttention:
             mask = None if mask is None else mask.unflatten(0, (-1, attn.heads))
             found = attend(q, k, v, attn.scale, mask, sites.pass_through).transpose(1, 2)
         return found.flatten(2)
+
+
+def _active(attn: Any) -> AttentionOperands | None:
+    """Return the attention's sites, if one of them is quantized or tapped."""
+    sites: AttentionOperands | None = getattr(attn, "operands", None)
+    return sites if sites is not None and sites.active else None
 
 
 def can_hold_operands(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from halftone.kernels import Fuses, TakesCodes
+from halftone.nn.layers import QuantizedLayer
 
 
 def hooked(module: nn.Module) -> bool:
@@ -14,6 +15,11 @@ def hooked(module: nn.Module) -> bool:
 def idle(*modules: nn.Module) -> bool:
     """Return whether nobody would miss the modules' own calls."""
     return not any(map(hooked, modules))
+
+
+def coded(layer: nn.Module) -> TakesCodes | None:
+    """Return the layer's call, if codes are all that it needs now."""
+    return layer.prepared_for_codes() if isinstance(layer, QuantizedLayer) else None
 
 
 def product(

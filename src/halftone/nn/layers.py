@@ -359,6 +359,10 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc] # each base 
     def rounded_part(self, x: torch.Tensor) -> torch.Tensor:
         return x[..., self.kept :, :] if self.kept else x
 
+    def prepared_for_codes(self) -> TakesCodes | None:
+        # Codes say nothing of the tokens that are kept.
+        return None if self.kept else super().prepared_for_codes()
+
     # Both parents have one.
     def forward(self, x: torch.Tensor, *unused: Any, **also_unused: Any) -> torch.Tensor:  # type: ignore[override]
         if not self.kept or self.scheme is None:

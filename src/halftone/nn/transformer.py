@@ -15,12 +15,12 @@ from torch import nn
 from halftone.kernels import Fuses, TakesCodes
 from halftone.kernels.input_codes import encode
 from halftone.kernels.native import loops
-from halftone.nn.fusion import hooked, idle, product
-from halftone.nn.layers import QuantizedLayer
+from halftone.nn.attended import attended
+from halftone.nn.fusion import coded, idle, product
 
 
 class QuantizedTransformerBlock(BasicTransformerBlock):
-    """diffusers' block whose feed-forward is two products: codes from the norm, codes from the gate, the sum with its input."""
+    """diffusers' block in products: codes from the norms, codes from the gate, sums with the input before an output is written."""
 
     def forward(
         self,
@@ -39,11 +39,9 @@ class QuantizedTransformerBlock(BasicTransformerBlock):
         if ways is None:
             return super().forward(hidden_states, *given, *args, **kwargs)
         context = encoder_hidden_states if self.only_cross_attention else None
-        hidden = self.attn1(self.norm1(hidden_states), encoder_hidden_states=context, attention_mask=attention_mask)
-        hidden = hidden + hidden_states
+        hidden = attended(self.attn1, self.norm1, hidden_states, context, attention_mask)
         if self.attn2 is not None:
-            mask, normed = encoder_attention_mask, self.norm2(hidden)
-            hidden = self.attn2(normed, encoder_hidden_states=encoder_hidden_states, attention_mask=mask) + hidden
+            hidden = attended(self.attn2, self.norm2, hidden, encoder_hidden_states, encoder_attention_mask)
         first, second = ways
         codes = loops.normalise_rows(hidden, self.norm3, first.grid)
         codes = encode(self.norm3(hidden), first.grid) if codes is None else codes
@@ -113,8 +111,3 @@ class QuantizedTransformer2DModel(Transformer2DModel):
             and not self.training
             and not (torch.is_grad_enabled() and x.requires_grad)
         )
-
-
-def coded(layer: nn.Module) -> TakesCodes | None:
-    """Return the layer's call, if codes are all that it needs now."""
-    return layer.prepared_for_codes() if isinstance(layer, QuantizedLayer) and not hooked(layer) else None

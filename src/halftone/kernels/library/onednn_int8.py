@@ -24,7 +24,7 @@ from halftone.formats.kinds.integer import Integer
 from halftone.foundation.errors import KernelError
 from halftone.kernels.centred_weight import centred, span, sums_may_overflow
 from halftone.kernels.coded_call import CodedCall
-from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared
+from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared, TakesCodes
 from halftone.kernels.input_codes import MAGIC, counting, encode
 from halftone.kernels.library.reference import float_call
 from halftone.kernels.linear_weight import LinearWeight
@@ -254,7 +254,7 @@ class _Single(CodedCall):
         return self.first(only, dtype) if dtype in self.native else self.first(only, torch.float32).to(dtype)
 
 
-class _Coded(_Single):
+class _Coded(_Single, TakesCodes):
     """One byte of one segment, without margins of its own: its codes may come from elsewhere."""
 
     def __init__(self, *more: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 from halftone.formats.kinds.integer import Integer
 from halftone.kernels.centred_weight import span, sums_may_overflow
 from halftone.kernels.coded_call import CodedCall
-from halftone.kernels.contract import AbstractKernel, Grid, Operands, Operation, Prepared
+from halftone.kernels.contract import AbstractKernel, Fuses, Grid, HoldsCodes, Operands, Operation, Prepared
 from halftone.kernels.input_codes import counting
 from halftone.kernels.library.reference import float_call
 from halftone.kernels.native import product
@@ -130,7 +130,7 @@ def _windows(operation: Operation, margins: tuple[int, int, int, int]) -> list[t
     return [(margin - d * (k - 1) - 1, step) for margin, d, k, step in geometry]
 
 
-class _Product(CodedCall):
+class _Product(CodedCall, HoldsCodes):
     """The call of a layer of any number of segments."""
 
     def __init__(
@@ -182,7 +182,7 @@ class _Product(CodedCall):
         return out if kind is dtype else out.to(dtype)
 
 
-class _Whole(_Product):
+class _Whole(_Product, Fuses):
     """One segment: its codes may come from elsewhere, and what follows may be done on the way."""
 
     def __init__(self, operation: Operation, parts: list[_Part], *more: object) -> None:

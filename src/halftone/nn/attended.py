@@ -1,0 +1,117 @@
+"""Attention with the norm before it and the sum after it: one norm writes the codes of q, k and v, the last product adds the input.
+
+Keys and values of a text are made once and hold for all the calls that bring the same numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from halftone.kernels import Grid, TakesCodes
+from halftone.kernels.input_codes import encode
+from halftone.kernels.native import loops
+from halftone.nn.attention import QuantizedAttention
+from halftone.nn.fusion import coded, idle, product
+
+
+def attended(
+    attn: Any, norm: Any, x: torch.Tensor, context: torch.Tensor | None, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ``x + attn(norm(x), context)`` for tokens ``x`` ``[N, L, C]``; the way of diffusers' block where no other is open.
+
+    Args:
+        attn: diffusers' ``Attention``.
+        context: ``[N, T, D]``; None attends to ``norm(x)`` itself.
+    """
+    ways = _Ways.of(attn, norm, x, context) if mask is None else None
+    if ways is None:
+        return attn(norm(x), encoder_hidden_states=context, attention_mask=mask) + x
+    if context is None:
+        q, k, v = _projected((ways.query, ways.key, ways.value), norm, x)
+    else:
+        (q,) = _projected((ways.query,), norm, x)
+        k, v = _keys_and_values(attn, ways, context, x.dtype)
+    mixed = attn.processor.mix(attn, q, k, v)
+    return product(ways.last, encode(mixed, ways.last.grid), x.dtype, added=x)
+
+
+def _projected(calls: tuple[TakesCodes, ...], norm: nn.LayerNorm, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return what each of ``calls`` makes of ``norm(x)``, whose codes are written once for all that read them on one grid."""
+    known: dict[Grid, torch.Tensor] = {}
+    for call in calls:
+        if call.grid not in known:
+            codes = loops.normalise_rows(x, norm, call.grid)
+            known[call.grid] = encode(norm(x), call.grid) if codes is None else codes
+    return [call.from_codes(known[call.grid], x.dtype) for call in calls]
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """The calls of the four projections, which take codes."""
+
+    query: TakesCodes
+    key: TakesCodes
+    value: TakesCodes
+    last: TakesCodes
+
+    @classmethod
+    def of(cls, attn: Any, norm: nn.Module, x: torch.Tensor, context: Any) -> "_Ways | None":
+        """Return them, or None where something else may be between them, or somebody watches."""
+        processor = getattr(attn, "processor", None)
+        if not isinstance(processor, QuantizedAttention) or type(norm) is not nn.LayerNorm or not _plain(attn):
+            return None
+        last, dropout = attn.to_out
+        if not idle(attn, norm, attn.to_out, dropout) or type(dropout) is not nn.Dropout:
+            return None
+        calls = [coded(layer) for layer in (attn.to_q, attn.to_k, attn.to_v, last)]
+        if any(call is None for call in calls):
+            return None
+        ways = cls(*calls)  # type: ignore[arg-type] # none of them is None
+        text = context is None or (type(context) is torch.Tensor and context.numel() > 0 and not attn.norm_cross)
+        return ways if text and x.numel() > 0 and processor.serves(attn) else None
+
+
+def _plain(attn: Any) -> bool:
+    """Whether ``attn`` is projections and a softmax, and nothing else."""
+    extras = (attn.spatial_norm, attn.group_norm)
+    plain = not attn.residual_connection and attn.rescale_output_factor == 1.0
+    return plain and all(extra is None for extra in extras) and len(attn.to_out) == 2
+
+
+@dataclass
+class _Held:
+    """Keys and values of a text.
+
+    Attributes:
+        text: what they were made of, a copy: whoever writes on the tensor itself does not change it.
+        calls: by which calls.
+    """
+
+    text: torch.Tensor
+    calls: tuple[TakesCodes, TakesCodes]
+    found: tuple[torch.Tensor, torch.Tensor]
+
+    # By attention, outside of it: neither a copy nor a pickle of the model takes them along.
+    of: ClassVar[WeakKeyDictionary[nn.Module, "_Held"]] = WeakKeyDictionary()
+
+    def hold(self, text: torch.Tensor, calls: tuple[TakesCodes, TakesCodes], dtype: torch.dtype) -> bool:
+        """Return whether they are those of ``text`` by ``calls``."""
+        same = calls[0] is self.calls[0] and calls[1] is self.calls[1] and dtype == self.found[0].dtype
+        return same and text.dtype == self.text.dtype and torch.equal(text, self.text)
+
+
+def _keys_and_values(
+    attn: nn.Module, ways: _Ways, context: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    calls = (ways.key, ways.value)
+    held = _Held.of.get(attn)
+    if held is None or not held.hold(context, calls, dtype):
+        codes = encode(context, ways.key.grid)
+        others = codes if ways.key.grid == ways.value.grid else encode(context, ways.value.grid)
+        found = ways.key.from_codes(codes, dtype), ways.value.from_codes(others, dtype)
+        held = _Held(context.detach().clone(), calls, found)
+        _Held.of[attn] = held
+    return held.found
