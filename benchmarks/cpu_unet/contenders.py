@@ -93,6 +93,9 @@ CONTENDERS = (
         "halftone-w8a8-attention", "Halftone W8A8, bf16 between layers, attention too", "rtn-w8a8", dtype="bfloat16"
     ),
     _halftone(
+        "halftone-w4a8-attention", "Halftone W4A8, bf16 between layers, attention too", "rtn-w4a8", dtype="bfloat16"
+    ),
+    _halftone(
         "halftone-w8a8-openvino",
         "Halftone W8A8 on OpenVINO",
         "rtn-w8a8",
@@ -105,6 +108,13 @@ CONTENDERS = (
         "Halftone W4A8 on OpenVINO",
         "rtn-w4a8",
         *_FLOAT_ATTENTION,
+        peers=True,
+        engine="openvino",
+    ),
+    _halftone(
+        "halftone-w8a8-attention-openvino",
+        "Halftone W8A8 on OpenVINO, attention too",
+        "rtn-w8a8",
         peers=True,
         engine="openvino",
     ),
