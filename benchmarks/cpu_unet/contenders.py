@@ -41,6 +41,10 @@ class Contender:
         return self.road in ("halftone_engine", "torch_float", "openvino_ir") and not self.load.get("compiled")
 
 
+# Whose parts are switched off one by one.
+TAKEN_APART = ("halftone-w8a8-bf16", "halftone-w4a8-bf16")
+
+
 def _torch(name: str, title: str, dtype: str, **load: Any) -> Contender:
     return Contender(name, title, "torch_float", {"dtype": dtype}, {"dtype": dtype, **load})
 

@@ -6,7 +6,17 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "layers",
         (
-            *("qconv", "qlinear", "int_mm", "native::multiply", "convolution", "mkldnn_linear", "addmm", "aten::mm"),
+            *(
+                "qconv",
+                "qlinear",
+                "int_mm",
+                "native::multiply",
+                "native::product",
+                "convolution",
+                "mkldnn_linear",
+                "addmm",
+                "aten::mm",
+            ),
             *("aten::linear", "fullyconnected", "matmul"),
         ),
     ),

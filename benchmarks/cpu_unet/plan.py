@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from benchmarks.cpu_unet.cases import Case, short
-from benchmarks.cpu_unet.contenders import ANCHORS, BY_NAME, CONTENDERS, REFERENCE, Contender
+from benchmarks.cpu_unet.contenders import ANCHORS, BY_NAME, CONTENDERS, REFERENCE, TAKEN_APART, Contender
 from benchmarks.cpu_unet.settings import Settings
 
 
@@ -27,7 +27,7 @@ class Row:
 
 def rows(settings: Settings) -> list[Row]:
     """Return the rows of the sections asked for, in order."""
-    makers = {"footprint": _footprint, "latency": _latency, "error": _error, "profile": _profile}
+    makers = {"footprint": _footprint, "latency": _latency, "error": _error, "profile": _profile, "levers": _levers}
     found = [row for section in settings.sections for row in makers[section](settings)]
     return [row for row in found if fnmatchcase(f"{row.section}/{row.name}", settings.pattern)]
 
@@ -63,3 +63,10 @@ def _profile(settings: Settings) -> Iterator[Row]:
         for each in _asked(settings):
             if each.profiled:
                 yield Row("profile", f"{case.name}-{each.name}", case.model, (each,), case)
+
+
+def _levers(settings: Settings) -> Iterator[Row]:
+    for case in settings.cases:
+        for each in _asked(settings):
+            if each.name in TAKEN_APART:
+                yield Row("levers", f"{case.name}-{each.name}", case.model, (each,), case)

@@ -1,7 +1,7 @@
 """``python -m benchmarks.cpu_unet.prepare '{...}'``: make one thing for the cache in a process whose memory goes with it.
 
 Makes: ``model`` (the untrained pipeline), ``noise`` (inputs), ``recorded`` (inputs of a model's sampling), ``road`` (what a road
-loads), ``profile`` (of a contender; nothing is written). The answer is one JSON line.
+loads), ``profile`` and ``levers`` (of a contender; nothing is written). The answer is one JSON line.
 """
 
 import importlib
@@ -27,6 +27,10 @@ def make(spec: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.cpu_unet.profiling import profiled
 
         return profiled(spec)
+    if spec["make"] == "levers":
+        from benchmarks.cpu_unet.levers import levers
+
+        return levers(spec)
     from benchmarks.cpu_unet import models
 
     if spec["make"] == "model":

@@ -45,7 +45,7 @@ def page(sections: dict[str, Rows]) -> str:
         "",
         *_conditions(sections),
     ]
-    writers = {"latency": _latency, "footprint": _footprint, "error": _error, "profile": _profile}
+    writers = {"latency": _latency, "footprint": _footprint, "error": _error, "profile": _profile, "levers": _levers}
     for name, write in writers.items():
         if name in sections:
             lines += write(sections[name])
@@ -171,6 +171,34 @@ def _error(rows: Rows) -> list[str]:
         head = ["road", "error", f"× {_title(RIVAL)}", "PSNR, dB", "disk, MB"]
         calls = next((each["calls"] for each in found.values() if "calls" in each), 0)
         lines += [f"### {model}", "", *table(head, body), f"{calls} calls.", ""]
+    return lines
+
+
+def _levers(rows: Rows) -> list[str]:
+    lines = [
+        "## What each part of our engine is worth",
+        "",
+        "All parts on, and all but one, taking turns in one process: how much longer a call takes without the part. Parts overlap, "
+        "so their gains do not multiply.",
+        "",
+    ]
+    for title, some in _cases(rows):
+        for row in some:
+            found = row["metrics"]
+            if "failed" in found:
+                continue
+            body = [
+                [name, f"{each['median']:.3f}", f"{each['low']:.3f} to {each['high']:.3f}"]
+                for name, each in found["without"].items()
+            ]
+            lines += [
+                f"### {_title(row['row']['contenders'][0])}: {title}",
+                "",
+                *table(["without", "times as long", "10 % to 90 %"], body),
+                f"A call with all of them: {1e3 * found['seconds']['median']:.0f} ms. {row['protocol']['rounds'] - 1} rounds; load "
+                f"average at the end {row['load_average']}.",
+                "",
+            ]
     return lines
 
 

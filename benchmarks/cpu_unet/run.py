@@ -58,6 +58,9 @@ def _measured(row: Row, workshop: Workshop) -> dict[str, Any]:
         if row.section == "profile":
             assert case is not None
             return workshop.profile(first, case.model, workshop.inputs(case))
+        if row.section == "levers":
+            assert case is not None
+            return workshop.levers(first, case.model, workshop.inputs(case))
         return error(first, row.model, workshop)
     except Failed as reason:
         return {"failed": str(reason)}
@@ -82,7 +85,7 @@ def protocol(row: Row, settings: Settings) -> dict[str, Any]:
     facts["packages"] = _packages()
     if row.case is not None:
         facts |= {"pixels": row.case.pixels, "batch": row.case.batch}
-    return facts | ({"rounds": settings.rounds} if row.section == "latency" else {})
+    return facts | ({"rounds": settings.rounds} if row.section in ("latency", "levers") else {})
 
 
 def _packages() -> list[str]:
@@ -111,6 +114,8 @@ def _spoken(row: Row, metrics: dict[str, Any]) -> str:
         return f"{metrics['memory']['peak'] / 1e9:.2f} GB, loaded in {metrics['load_seconds']:.1f} s"
     if row.section == "profile":
         return f"{metrics['wall']:.3f} s a call"
+    if row.section == "levers":
+        return f"{metrics['seconds']['median']:.3f} s a call"
     if row.section == "error":
         return f"relative MSE {metrics['relative_mse']:.3g}"
     times = {name: each.get("median") for name, each in metrics["contenders"].items()}

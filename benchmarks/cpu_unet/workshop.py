@@ -125,6 +125,15 @@ class Workshop:
         spec = {"make": "profile", "target": str(inputs), **self._spec(contender, model, inputs)}
         return self._prepared(spec, self.python(contender))
 
+    def levers(self, contender: Contender, model: str, inputs: Path) -> dict[str, Any]:
+        """Return what each part of our engine is worth (:mod:`benchmarks.cpu_unet.levers`), from a process of its own.
+
+        Raises:
+            Failed: it does not run.
+        """
+        given = {"rounds": self.settings.rounds, **self._spec(contender, model, inputs)}
+        return self._prepared({"make": "levers", "target": str(inputs), **given}, self.python(contender))
+
     def _spec(self, contender: Contender, model: str, inputs: Path) -> dict[str, Any]:
         spec = {"road": contender.road, "options": contender.load, "threads": self.settings.threads}
         return {**spec, "folder": str(self.prepared(contender, model) / "unet"), "inputs": str(inputs)}

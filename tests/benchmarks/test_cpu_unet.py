@@ -13,8 +13,9 @@ import torch
 from benchmarks.cpu_unet import measure, plan, prepare, process, workshop
 from benchmarks.cpu_unet.__main__ import main
 from benchmarks.cpu_unet.cases import CASES, SD15, Case
-from benchmarks.cpu_unet.contenders import ANCHORS, BASELINE, BY_NAME, CONTENDERS, RIVAL, Contender
+from benchmarks.cpu_unet.contenders import ANCHORS, BASELINE, BY_NAME, CONTENDERS, RIVAL, TAKEN_APART, Contender
 from benchmarks.cpu_unet.inputs import Inputs
+from benchmarks.cpu_unet.levers import LEVERS
 from benchmarks.cpu_unet.models import SD15_PARAMETERS, SD15_UNET
 from benchmarks.cpu_unet.process import Failed
 from benchmarks.cpu_unet.render import PAGE, read, render
@@ -22,8 +23,11 @@ from benchmarks.cpu_unet.run import run
 from benchmarks.cpu_unet.settings import DOCS, RESULTS, Settings
 from benchmarks.cpu_unet.workshop import Workshop
 from diffusers import UNet2DConditionModel
+from tests.engines.conftest import quantized
 from tests.tiny import pipeline, randomised, tiny_unet
 
+from halftone.kernels.native import product
+from halftone.nn.running import set_weights
 from halftone.recipes import load
 
 PUBLIC = Path(__file__).parents[1] / "models" / "configurations" / "sd-1.5-unet.json"
@@ -40,7 +44,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memor
 
 def _prepared_here(python: Path, spec: dict, log: Path, threads: int) -> dict:
     """As the study does it, without waiting for a process that imports everything again; peers warn of too much for that."""
-    if spec["make"] == "profile" or spec.get("road") in NEEDS:
+    if spec["make"] in ("profile", "levers") or spec.get("road") in NEEDS:
         return process.prepared(python, spec, log, threads)
     return prepare.make(spec)
 
@@ -136,6 +140,40 @@ def test_the_study_from_end_to_end(settings: Settings, tmp_path: Path) -> None:
     assert render(settings.results, tmp_path) == [f"wrote {PAGE}"]
     text = (tmp_path / PAGE).read_text()
     assert "### sd-1.5, 128 px, batch 2" in text and "| Halftone W8A8 |" in text and "### trained" in text
+
+
+@linux
+@pytest.mark.slow
+def test_the_engine_is_taken_apart_and_put_together_again(settings: Settings, tmp_path: Path) -> None:
+    mine = replace(settings, sections=("levers",), contenders="halftone-w?a8-bf16", rounds=3)
+    assert run(mine, lambda line: None) == []
+    for name in TAKEN_APART:
+        found = json.loads((settings.results / f"levers/{CASE.name}-{name}.json").read_text())["metrics"]
+        assert set(found["without"]) == set(LEVERS) and found["seconds"]["median"] > 0
+        assert all(0.1 < each["median"] < 10 for each in found["without"].values())
+    render(settings.results, tmp_path)
+    assert "What each part of our engine is worth" in (tmp_path / PAGE).read_text()
+
+
+@pytest.mark.parametrize("name", LEVERS)
+def test_a_part_that_is_off_is_off_and_on_again_afterwards(name: str) -> None:
+    """Each way to switch a part off must reach the code that runs: a name that moved would leave the part on."""
+    from halftone.nn import QuantizedResnetBlock2D, QuantizedTransformerBlock, attended, attention, transformer
+    from halftone.nn.running import set_engine
+
+    def state() -> list:
+        return [
+            QuantizedResnetBlock2D.forward, QuantizedTransformerBlock.forward, transformer.attended, attention.why_none,
+            attended._Held.hold, product.why_none, *(layer.weights for layer in network.modules() if hasattr(layer, "weights")),
+        ]  # fmt: skip
+
+    network = quantized(randomised(tiny_unet()))
+    set_engine(network, "torch")
+    set_weights(network, "ready")
+    before = state()
+    with LEVERS[name](network):
+        assert state() != before
+    assert state() == before
 
 
 @linux
