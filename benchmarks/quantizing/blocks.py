@@ -41,8 +41,8 @@ class _Clock(Progress):
         super().__init__(enabled=False)
         self.device, self.ends = device, {}  # type: ignore[var-annotated]
 
-    def task(self, label: str, total: int | None, unit: str = "", done: int = 0) -> Task:
-        task = super().task(label, total, unit, done)
+    def task(self, label: str, total: int | None, unit: str = "", *more: Any, **named: Any) -> Task:
+        task = super().task(label, total, unit, *more, **named)
         if unit != "iterations":
             return task
         ends: list[float] = self.ends.setdefault(label, [])

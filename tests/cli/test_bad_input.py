@@ -77,6 +77,7 @@ def test_nothing_is_said_on_stdout_when_json_was_asked_for(halftone: Halftone) -
         (["-r", "rtn-w4a8", "--set", "policy=[{roles: '*', keep: true, input: {}}]"], ["at least one quantized layer"]),
         (["-r", "rtn-w4a8", "--device", "cuda:7"], ["one of cpu"]),
         (["-r", "rtn-w4a8", "--memory", "much"], ["2GB"]),
+        (["-r", "rtn-w4a8", "--keep-as", "bfloat"], ["Did you mean 'bfloat16'"]),
     ],
 )
 def test_quantize_refuses(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from diffusers import DDIMPipeline
 from PIL import Image
@@ -42,6 +43,17 @@ def test_quantize_writes_a_folder_that_diffusers_loads(halftone: Halftone, model
     assert "library_name: diffusers" in (tmp_path / "out/README.md").read_text()
     assert report == done.json["report"] and report["recipe"]["name"] == "rtn-w4a8" and report["budget"] == "fast"
     assert not (tmp_path / "out.work").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_activations_may_be_held_in_half_the_space(halftone: Halftone, model: Path, tmp_path: Path) -> None:
+    how = ("quantize", model, "--recipe", "gptq-w4a8", *QUICK[2:], "--memory", "50kB")
+    made = {}
+    for dtype in ("float32", "bfloat16"):
+        done = halftone(*how, "--keep-as", dtype, "-o", tmp_path / dtype, "--json")
+        assert done.code == 0, done.err
+        made[dtype] = DDIMPipeline.from_pretrained(tmp_path / dtype).unet.mid_block.resnets[0].conv1.weight
+    assert not torch.equal(*made.values()), "what is rounded on the way is rounded to other codes here and there"
+    assert (made["float32"] == made["bfloat16"]).float().mean() > 0.3
 
 
 def test_quantize_prints_the_resolved_recipe(halftone: Halftone, model: Path, tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_the_plan_of_sdxl_needs_no_weights(halftone: Halftone, public: Public) -
     assert memory["activations"] - memory["spilled"] == 4e9
     assert memory["weights"] > 4 * found["parameters"]
     assert 0 < low < high
+    plan = ("inspect", "--plan", public.config("sdxl-base-unet"), "--keep-as", "bfloat16", "--json")
+    assert halftone(*plan).json["memory"]["activations"] == memory["activations"] / 2
     # What a large denoiser has of the recipe at this budget.
     assert list(found["seconds"]["steps"]) == ["record", "split", "weights", "gptq", "activations"]
 

@@ -59,7 +59,7 @@ def test_nested_tasks_share_a_line_and_write_none_of_their_own(now: list[float],
             blocks.advance()
     assert capsys.readouterr().err.splitlines() == [
         "blocks 0/2, 0:00 elapsed, ETA unknown",
-        "blocks 0/2, 0:06 elapsed, ETA unknown | rounding 2/3, 0:06 elapsed, 0:03 left, loss 1",
+        "blocks 0/2, 0:06 elapsed, 0:12 left | rounding 2/3, 0:06 elapsed, 0:03 left, loss 1",
         "blocks 1/2, 0:12 elapsed, 0:06 left | rounding 1/3, 0:03 elapsed, 0:06 left, loss 0",
         "blocks 2/2, 0:18 elapsed, done",
     ]
@@ -75,6 +75,38 @@ def test_the_estimate_counts_down_between_steps_and_ignores_inherited_work(now: 
     assert task.left == 11
     now[0] += 60
     assert task.left == 0
+
+
+@pytest.mark.parametrize("remembered", [0, 2], ids=["a fresh run", "a resumed run"])
+def test_unlike_steps_are_weighed_and_remembered_ones_do_not_count(now: list[float], remembered: int) -> None:
+    """A step of weight w takes 10 w seconds in 5 iterations: the estimate is right all along, in a resumed run too."""
+    progress, weights = Progress(enabled=False), [1.0, 4.0, 2.0, 16.0]
+    task = progress.task("blocks", 4, weights=weights)
+    for number, weight in enumerate(weights):
+        if number < remembered:
+            now[0] += 0.5  # of reading what is known
+            progress.remembered()
+            task.advance()
+            assert task.left is None
+            continue
+        with progress.task("unit", 5) as inner:
+            for step in range(1, 5):
+                now[0] += 2 * weight
+                inner.advance()
+                rest = sum(weights[number + 1 :]) + weight * (1 - step / 5)
+                assert task.left == pytest.approx(10 * rest)
+            now[0] += 2 * weight
+        progress.computed()
+        task.advance()
+    assert task.closed
+
+
+def test_weights_that_cannot_be_are_no_weights(now: list[float]) -> None:
+    for weights in ([1.0], [0.0, 1.0]):
+        task = Progress(enabled=False).task("blocks", 2, weights=weights)
+        now[0] += 3
+        task.advance()
+        assert task.left == 3
 
 
 def test_an_unfinished_task_says_so_and_closes_what_is_inside(capsys: pytest.CaptureFixture) -> None:

@@ -119,6 +119,11 @@ class Walk:
     def __len__(self) -> int:
         return len(self.tape.units())
 
+    @property
+    def seconds(self) -> list[float]:
+        """What each unit took in float, one batch: how long one takes relative to the others."""
+        return [entry.seconds for entry in self.tape.entries if entry.is_unit]
+
     def __iter__(self) -> Iterator[Unit]:
         environments: list[list[Environment]] = [[] for _ in self.indices]
         visited: set[str] = set()

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Assignments, Engine, Json, Model, Roles, Weights, byte_count
+from halftone.cli.options import Assignments, Engine, Json, KeepAs, Model, Roles, Weights, byte_count, check_kept
 from halftone.cli.output import emit, size, table, working
 from halftone.cli.plan import show
 from halftone.foundation.errors import ConfigError
@@ -42,6 +42,7 @@ def command(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Of the plan: bound of the activations held in memory.")
     ] = None,
+    keep_as: KeepAs = "float32",
     roles: Roles = None,
     component: Annotated[
         str | None, typer.Option(metavar="NAME", help="Another part of the pipeline than the denoiser, such as vae.")
@@ -67,7 +68,7 @@ def command(
     """
     of_plan = {
         **{"--recipe": recipe, "--budget": budget, "--set": assignments, "--steps": steps, "--memory": memory},
-        **{"--roles": roles, "--layers": layers or None},
+        **{"--keep-as": None if keep_as == "float32" else keep_as, "--roles": roles, "--layers": layers or None},
     }
     if plan:
         of_engine = {"--engine": engine, "--device": None if device == "cpu" else device}
@@ -75,7 +76,7 @@ def command(
         _refuse({"--component": component}, "no such option beside --plan", "The plan is of the denoiser.")
         show(
             model, recipe or _RECIPE, budget or "fast", assignments or [], steps or 50,
-            byte_count(memory) if memory else None, roles, layers, json,
+            byte_count(memory) if memory else None, check_kept(keep_as), roles, layers, json,
         )  # fmt: skip
         return
     _refuse(of_plan, "--plan beside it", "Without --plan, inspect shows a model as it is.")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from halftone.foundation.errors import ConfigError
+from halftone.foundation.errors import ConfigError, suggest
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, a hub id, or zoo:NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
@@ -39,6 +39,14 @@ Roles = Annotated[
     typer.Option("--roles", exists=True, dir_okay=False, help="Role table (TOML) for an architecture without one."),
 ]
 
+KeepAs = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE", help="How activations are held from block to block: float32, or bfloat16 in half the space."
+    ),
+]
+_KEPT = ("float32", "bfloat16")
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?B)?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -58,6 +66,13 @@ def byte_count(text: str) -> int:
     if count < 1:
         raise ConfigError("--memory", "a size such as 2GB or 512MiB", f"'{text}'")
     return count
+
+
+def check_kept(dtype: str) -> str:
+    """Return ``dtype``, or raise a ConfigError where activations are not held so."""
+    if dtype not in _KEPT:
+        raise ConfigError("--keep-as", " or ".join(_KEPT), f"'{dtype}'", suggest(dtype, _KEPT))
+    return dtype
 
 
 def check_table(roles: Path | None) -> None:

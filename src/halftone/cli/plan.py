@@ -22,6 +22,7 @@ def show(
     assignments: list[str],
     steps: int,
     memory: int | None,
+    keep_as: str,
     roles: "Path | None",
     layers: bool,
     json: bool,
@@ -33,6 +34,8 @@ def show(
             :func:`halftone.recipes.forecast`.
     """
     with working():
+        import torch
+
         from halftone.cli.models import resolve
         from halftone.recipes import load
 
@@ -45,7 +48,7 @@ def show(
 
         module = load_outline(located).module
         loaded = load(recipe, budget, assignments, sum(parameter.numel() for parameter in module.parameters()))
-        found = forecast(module, loaded, budget, steps, memory, roles)
+        found = forecast(module, loaded, budget, steps, memory, roles, getattr(torch, keep_as))
         speed = measure() if found.work and None not in found.work.values() else None
     emit({**found.plain(), "seconds": _seconds(found, speed)}, json, lambda: _human(found, speed, layers))
 

@@ -9,6 +9,7 @@ import typer
 from halftone.cli.options import (
     Assignments,
     Json,
+    KeepAs,
     Model,
     Overwrite,
     Prompts,
@@ -16,6 +17,7 @@ from halftone.cli.options import (
     Seed,
     Steps,
     byte_count,
+    check_kept,
     check_table,
     read_prompts,
 )
@@ -55,6 +57,7 @@ def command(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Bound of the activations held in memory, such as 2GB.")
     ] = None,
+    keep_as: KeepAs = "float32",
     roles: Roles = None,
     json: Json = False,
 ) -> None:
@@ -72,7 +75,7 @@ def command(
     """
     from halftone.artifact.pipeline import check_place
 
-    bound = byte_count(memory) if memory else None
+    bound, kept = byte_count(memory) if memory else None, check_kept(keep_as)
     work = output.parent / (output.resolve().name + ".work")
     with working() as progress:
         done = _finished(output, work) if resume else None
@@ -85,7 +88,7 @@ def command(
                 done = _quantize(
                     model, recipe, others, output, work, device, lines, progress, overwrite,
                     steps=steps, seed=seed, budget=budget, overrides=assignments or [],
-                    memory=bound, roles=roles, resume=resume,
+                    memory=bound, keep=kept, roles=roles, resume=resume,
                 )  # fmt: skip
             except Exception as error:
                 raise _explained(error, output, work) from error
@@ -134,6 +137,8 @@ def _quantize(
     """Do the work, write the folder, and return the facts about it."""
     from json import dumps
 
+    import torch
+
     from halftone.api import quantize
     from halftone.artifact import save_pipeline
     from halftone.cli.models import conditions, label, open_model
@@ -142,6 +147,7 @@ def _quantize(
     from halftone.models.component import component
     from halftone.recipes import load
 
+    how["keep"] = getattr(torch, how["keep"])
     pipe = open_model(model, device=device)
     if any(name.startswith("controlnet") for name in pipe.components):
         fix = "In Python: halftone.quantize(pipe, RECIPE, each={'prompt': [...], 'image': [...]}, component='controlnet')."

@@ -11,7 +11,7 @@ the work is, not all that it was. A terminal keeps one line for each finished ou
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TextIO, TypeVar
 
 from rich.console import Console
@@ -28,14 +28,24 @@ _LINE_EVERY = 5.0  # seconds between two plain lines
 class Task:
     """A piece of work that is counted. Made by ``Progress.task``; also a context manager that closes itself."""
 
-    def __init__(self, owner: "Progress", label: str, total: int | None, unit: str, done: int, depth: int) -> None:
+    def __init__(
+        self,
+        owner: "Progress",
+        label: str,
+        total: int | None,
+        unit: str,
+        done: int,
+        depth: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         self.label, self.total, self.unit, self.done, self.depth = label, total, unit, done, depth
         self.note = ""
         self.closed = False
         self.bar: TaskID | None = None
         self._owner = owner
-        # Work of an earlier run counts as done but says nothing about this one's speed.
-        self._inherited = done
+        self._weights = list(weights) if weights and total == len(weights) and min(weights) > 0 else None
+        # Work of an earlier run counts as done but says nothing about this one's speed; nor does the time of finding it.
+        self._inherited, self._lost, self._remembered = self._weight(0, done), 0.0, False
         self._began = self._advanced = time.monotonic()
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -43,9 +53,13 @@ class Task:
 
         The task closes itself when the count reaches the total.
         """
-        self.done += n
+        now = time.monotonic()
+        if self._remembered:
+            self._inherited += self._weight(self.done, self.done + n)
+            self._lost += now - self._advanced
+        self.done, self._remembered = self.done + n, False
         self.note = note or self.note
-        self._advanced = time.monotonic()
+        self._advanced = now
         if self.total is not None and self.done >= self.total:
             self.close()
         elif not self.closed:
@@ -70,12 +84,24 @@ class Task:
     @property
     def left(self) -> float | None:
         """Estimated seconds to the end; None where nothing is known yet."""
-        fresh = self.done - self._inherited
-        if self.total is None or fresh <= 0:
+        if self.total is None:
             return None
-        # Mean pace up to the last step; the time since then counts down, so that a slow step shows no pause.
-        pace = (self._advanced - self._began) / fresh
-        return max(0.0, pace * (self.total - self.done) - (time.monotonic() - self._advanced))
+        # Mean pace up to the last step, or to the last step of a task inside; the time since then counts down, so that a slow
+        # step shows no pause.
+        inside, at = self._owner._inside(self), self._advanced
+        part = 0.0
+        if inside is not None and inside.total and inside.done:
+            part, at = inside.done / inside.total * self._weight(self.done, self.done + 1), inside._advanced
+        fresh = self._weight(0, self.done) - self._inherited + part
+        if fresh <= 0:
+            return None
+        pace = (at - self._began - self._lost) / fresh
+        rest = self._weight(self.done, self.total) - part
+        return max(0.0, pace * rest - (time.monotonic() - at))
+
+    def _weight(self, start: int, stop: int) -> float:
+        """Return what the steps from ``start`` to ``stop`` weigh."""
+        return float(stop - start) if self._weights is None else sum(self._weights[start:stop])
 
     def count(self) -> str:
         """Return ``3/25 blocks``."""
@@ -130,7 +156,9 @@ class Progress:
             self._bars.stop()
             self._bars = None
 
-    def task(self, label: str, total: int | None, unit: str = "", done: int = 0) -> Task:
+    def task(
+        self, label: str, total: int | None, unit: str = "", done: int = 0, weights: Sequence[float] | None = None
+    ) -> Task:
         """Open a task inside the innermost open one.
 
         Args:
@@ -138,8 +166,9 @@ class Progress:
             total: how many there are; None when nobody knows.
             unit: what is counted, in the plural.
             done: how many an earlier, interrupted run did.
+            weights: how long each takes relative to the others; without them all take alike.
         """
-        task = Task(self, label, total, unit, done, depth=len(self._open))
+        task = Task(self, label, total, unit, done, len(self._open), weights)
         self._open.append(task)
         if self._bars is not None:
             task.bar = self._bars.add_task("", total=total, completed=done, shown=task)
@@ -159,12 +188,27 @@ class Progress:
                 yield entry
                 task.advance()
 
+    def remembered(self) -> None:
+        """Say that the innermost task's present step is work of an earlier run, unless it says :meth:`computed` later."""
+        for task in self._open[-1:]:
+            task._remembered = True
+
+    def computed(self) -> None:
+        """Say that the innermost task's present step is this run's work."""
+        for task in self._open[-1:]:
+            task._remembered = False
+
     def say(self, text: str) -> None:
         """Write a line of text that stays."""
         if self._bars is not None:
             self._bars.console.print(Text(text))
         elif self.enabled:
             print(text, file=sys.stderr, flush=True)
+
+    def _inside(self, task: Task) -> Task | None:
+        """Return the task that is open directly inside another."""
+        deeper = self._open[self._open.index(task) + 1 :] if task in self._open else []
+        return deeper[0] if deeper else None
 
     def _moved(self, task: Task) -> None:
         if self._bars is not None and task.bar is not None:

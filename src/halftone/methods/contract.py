@@ -66,9 +66,11 @@ class Run:
         key = hashlib.sha256(f"{self.step}/{name}".encode()).hexdigest()[:16]
         path = self.work / "memos" / f"{self.step.replace('/', '-')}-{key}.safetensors"
         if path.exists():
+            self.progress.remembered()
             return load_file(path, device=str(self.device))
         path.parent.mkdir(parents=True, exist_ok=True)
         result = {k: v.detach().cpu().contiguous() for k, v in compute().items()}
+        self.progress.computed()
         partial = path.with_suffix(".partial")
         save_file(result, partial, metadata={"memo": name})
         partial.replace(path)

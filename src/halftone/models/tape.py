@@ -8,6 +8,7 @@ The tape is valid for any inputs of the recorded shapes as long as the glue does
 refusing glue that turns tensors into Python numbers, and by replaying the call it has just recorded.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,7 @@ class Entry:
     """One call: a torch function, or the unit at a module path.
 
     ``args``, ``kwargs`` and ``out`` are trees with :class:`Slot` in place of the tape's tensors. ``last_used`` lists the slots that
-    nobody reads after this entry.
+    nobody reads after this entry; ``seconds`` is what the last :func:`replay` took for it, where that was on the CPU.
     """
 
     target: Callable | str
@@ -43,6 +44,7 @@ class Entry:
     kwargs: dict
     out: Any
     last_used: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def is_unit(self) -> bool:
@@ -186,7 +188,9 @@ def replay(tape: Tape, model: nn.Module, args: tuple, kwargs: dict) -> Any:
     with torch.no_grad():
         for entry in tape.entries:
             target = model.get_submodule(entry.target) if isinstance(entry.target, str) else entry.target
+            began = time.perf_counter()
             out = target(*fill(entry.args, values.__getitem__), **fill(entry.kwargs, values.__getitem__))
+            entry.seconds = time.perf_counter() - began
             values.update(pairs(entry.out, out))
             for index in entry.last_used:
                 values.pop(index, None)

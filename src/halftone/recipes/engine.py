@@ -250,6 +250,7 @@ def _claim_work(
         "model": fingerprint(module),
         "seed": run.seed,
         "steps": steps,
+        "keep": str(run.keep),
         "each": plain(dict(each or {})),
     }
     mine = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from halftone.artifact import sizes
@@ -56,7 +57,7 @@ class Memory:
     Attributes:
         weights: float32 weights, which are kept until the end, and codes.
         samples: the calibration's inputs.
-        activations: what a walk carries from unit to unit, at most, float32, of both its streams; ``spilled`` of it to disk.
+        activations: what a walk carries from unit to unit, at most, of both its streams; ``spilled`` of it to disk.
         working: of one step's own, the most of any step; ``step`` is its name.
     """
 
@@ -121,6 +122,7 @@ def forecast(
     steps: int = 50,
     memory: int | None = None,
     roles: Path | None = None,
+    keep: torch.dtype = torch.float32,
 ) -> Forecast:
     """Return what ``recipe`` would make of ``module``, a float denoiser on the meta device, which is changed.
 
@@ -129,6 +131,7 @@ def forecast(
         steps: sampling steps of the calibration.
         memory: bound of the activations held in memory.
         roles: a role table for an architecture that has none.
+        keep: dtype in which a walk holds activations.
 
     Raises:
         MatchError, ConfigError: see :func:`halftone.models.roles.architecture` and :func:`halftone.models.policy.make_plan`.
@@ -148,7 +151,7 @@ def forecast(
     always = {path for path, (_, sure) in parts.items() if sure}
     counted, more = _sizes(module, plan, {path: each for path, (each, _) in parts.items()}, always)
     layers = tuple(_layer(module, plan, recipe, path, parts.get(path, ((), False))[0]) for path in plan.layers)
-    efforts = _efforts(recipe, plan, cost, steps) if cost else {}
+    efforts = _efforts(recipe, plan, cost, steps, keep) if cost else {}
     spent = counted["codes"] + counted["scales"] + counted["zero_points"]
     return Forecast(
         model=type(module).__name__,
@@ -223,7 +226,7 @@ def _layer(module: nn.Module, plan: Plan, recipe: Recipe, path: str, parts: tupl
     )
 
 
-def _efforts(recipe: Recipe, plan: Plan, cost: ModelCost, steps: int) -> dict[str, Effort | None]:
+def _efforts(recipe: Recipe, plan: Plan, cost: ModelCost, steps: int, keep: torch.dtype) -> dict[str, Effort | None]:
     """Return what each step takes: the recording of samples, then the recipe's steps."""
     samples = recipe.calibration.samples
     job = Job(cost, samples, frozenset(plan.quantized()), bool(plan.operands))
@@ -235,7 +238,10 @@ def _efforts(recipe: Recipe, plan: Plan, cost: ModelCost, steps: int) -> dict[st
     probed = cost.forward.over(recipe.calibration.influence, recipe.calibration.influence or 1)
     followed = probed.times(steps * (1 + min(steps, PROBES) / 2))
     found: dict[str, Effort | None] = {"record": Effort(recorded + cost.forward + followed)}
-    return {**found, **{name: method.effort(job) for name, method in recipe.methods().items()}}
+    found |= {name: method.effort(job) for name, method in recipe.methods().items()}
+    # Efforts count float32.
+    share = keep.itemsize / FLOAT_BYTES
+    return {name: each and replace(each, held=math.ceil(each.held * share)) for name, each in found.items()}
 
 
 def _memory(

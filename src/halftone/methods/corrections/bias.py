@@ -45,7 +45,7 @@ class Bias(AbstractMethod):
         skipped = model.plan.of_roles(f"steps.{run.step}.skip", self.skip)
         walk = Walk(model, data, self.walk_batch, run.store())
         facts: dict[str, dict] = {}
-        with run.progress.task("correcting biases", len(walk), "blocks") as task:
+        with run.progress.task("correcting biases", len(walk), "blocks", weights=walk.seconds) as task:
             for unit in walk:
                 paths = [p for p in unit.layers if p not in skipped and model.layer(p).bias is not None]
                 found = run.memo(unit.path, partial(self._correct, model, unit, paths)) if paths else {}

@@ -144,7 +144,7 @@ class AdaRound(AbstractMethod):
         judge = self._judge(model, data, run)
         walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
         layers: dict[str, dict] = {}
-        with run.progress.task("reconstructing", len(walk), "blocks") as task:
+        with run.progress.task("reconstructing", len(walk), "blocks", weights=walk.seconds) as task:
             for unit in walk:
                 learned = {path: schemes[path] for path in unit.layers if path in schemes}
                 if learned:

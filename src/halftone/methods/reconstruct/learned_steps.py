@@ -60,7 +60,7 @@ class LearnedSteps(AbstractMethod):
         stream = QUANTIZED if self.inputs == "quantized" else FLOAT
         walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
         facts: dict[str, dict] = {}
-        with run.progress.task("learning steps", len(walk), "blocks") as task:
+        with run.progress.task("learning steps", len(walk), "blocks", weights=walk.seconds) as task:
             for unit in walk:
                 sites = self._sites(model, unit.path)
                 layers = {path: model.layer(path) for path in unit.layers} if self.weights else {}

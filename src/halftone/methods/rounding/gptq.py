@@ -64,7 +64,7 @@ class Gptq(AbstractMethod):
         skipped = model.plan.of_roles(f"steps.{run.step}.skip", self.skip)
         walk = Walk(model, data, self.walk_batch, run.store())
         layers: dict[str, dict] = {}
-        with run.progress.task("gptq", len(walk), "blocks") as task:
+        with run.progress.task("gptq", len(walk), "blocks", weights=walk.seconds) as task:
             for unit in walk:
                 paths = [path for path in unit.layers if path not in skipped]
                 for several in [paths] if self.together else [[path] for path in paths]:
