@@ -123,6 +123,17 @@ def test_a_text_is_looked_at_once_and_another_one_is_noticed() -> None:
 
 
 @needs_product
+def test_attentions_hold_one_copy_of_a_text_together() -> None:
+    (first, second), (x, text) = (Block(True, False), Block(True, False)), inputs(True)
+    for block in (first, second):
+        run(block, x, text)
+    assert _Held.of[first.attn].text is _Held.of[second.attn].text is not text
+    run(second, x, text + 1)
+    run(first, x, text)
+    assert _Held.of[first.attn].text is not _Held.of[second.attn].text
+
+
+@needs_product
 def test_copies_hold_nothing_of_a_text() -> None:
     block, given = Block(True, False), inputs(True)
     wanted = run(block, *given)

@@ -5,7 +5,7 @@ Keys and values of a text are made once and hold for all the calls that bring th
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -96,11 +96,26 @@ class _Held:
 
     # By attention, outside of it: neither a copy nor a pickle of the model takes them along.
     of: ClassVar[WeakKeyDictionary[nn.Module, "_Held"]] = WeakKeyDictionary()
+    # The text that was copied last, while somebody holds it: all attentions of a network read one.
+    latest: ClassVar[ReferenceType[torch.Tensor] | None] = None
 
     def hold(self, text: torch.Tensor, calls: tuple[TakesCodes, TakesCodes], dtype: torch.dtype) -> bool:
         """Return whether they are those of ``text`` by ``calls``."""
         same = calls[0] is self.calls[0] and calls[1] is self.calls[1] and dtype == self.found[0].dtype
-        return same and text.dtype == self.text.dtype and torch.equal(text, self.text)
+        return same and _equal(text, self.text)
+
+    @classmethod
+    def copied(cls, text: torch.Tensor) -> torch.Tensor:
+        """Return a copy of ``text``, the one that another attention holds if there is one."""
+        known = cls.latest() if cls.latest is not None else None
+        if known is None or not _equal(text, known):
+            known = text.detach().clone()
+            cls.latest = ref(known)
+        return known
+
+
+def _equal(text: torch.Tensor, other: torch.Tensor) -> bool:
+    return text.dtype == other.dtype and torch.equal(text, other)
 
 
 def _keys_and_values(
@@ -112,6 +127,6 @@ def _keys_and_values(
         codes = encode(context, ways.key.grid)
         others = codes if ways.key.grid == ways.value.grid else encode(context, ways.value.grid)
         found = ways.key.from_codes(codes, dtype), ways.value.from_codes(others, dtype)
-        held = _Held(context.detach().clone(), calls, found)
+        held = _Held(_Held.copied(context), calls, found)
         _Held.of[attn] = held
     return held.found
