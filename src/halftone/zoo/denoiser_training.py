@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halftone.zoo.trainer import Schedule, fit
 from halftone.zoo.watch import Watch
@@ -46,11 +48,16 @@ def noise_prediction_loss(
     noise = torch.randn(clean.shape, generator=generator).to(device)
     a = signal[t].view(-1, 1, 1, 1)
     noisy = a.sqrt() * clean.to(device) + (1 - a).sqrt() * noise
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16), _attention(device):
         predicted = predict(noisy, t)
     error = (predicted.float() - noise).square().mean((1, 2, 3))
     snr = signal[t] / (1 - signal[t])
     return (error * (gamma / snr).clamp(max=1.0)).mean(), error.detach().mean()
+
+
+def _attention(device: torch.device) -> AbstractContextManager[Any]:
+    """Return the attention to train with. On few tokens the CPU's fused one takes six times as long backwards as plain products."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def train(
