@@ -29,6 +29,7 @@ from halftone.zoo.catalog import folder as zoo_folder
 
 ALIGNMENT = "alignment.safetensors"
 _FACTS = "quantize.json"
+_LINEAR = "rtn-"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ class Workshop:
     def artifact_of(self, row: Row) -> Path:
         """Return the folder of the row's quantized model, which may not be there yet; equal work has one folder."""
         use = USES[row.use]
+        if self._no_sinks(row):
+            # The step that looks for them changed nothing: it is the model without it.
+            return self.artifact_of(replace(row, sinks=False))
         sampler = {"dpm": use.dpm, "steps": use.steps} if use.recalibrated else {}
         key = {
             "model": self.model["sha256"],
@@ -110,6 +114,14 @@ class Workshop:
             **sampler,
         }
         return self.settings.cache / "models" / f"{row.recipe}-{digest_of(key)}"
+
+    def _no_sinks(self, row: Row) -> bool:
+        """Whether the linear row of the same bits, which comes first, found no sinks in the float model."""
+        if not row.sinks or row.recipe is None or row.recipe.startswith(_LINEAR):
+            return False
+        linear = replace(row, recipe=_LINEAR + row.bits, method="linear")
+        facts = self.artifact_of(linear) / _FACTS
+        return facts.exists() and not any(json.loads(facts.read_text(encoding="utf-8"))["sinks"].values())
 
     def quantized(self, row: Row) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
         """Return the row's pipeline, from its files, and the facts of its quantization."""

@@ -83,6 +83,14 @@ def test_the_study_from_end_to_end(settings: Settings, tmp_path: Path) -> None:
     assert any(line.startswith("wrote") for line in render(settings.results, tmp_path))
     text = (tmp_path / PAGE).read_text()
     assert "| linear, W8A8 |" in text and "## Token sinks" in text
+    # What the linear row found in the float model decides whether Q-Diffusion is quantized a second time.
+    workshop, rows = Workshop(settings), {row.name: row for row in plan.rows(settings) if row.section != "uses"}
+    linear, kept = rows["rtn-w8a8-kept"], rows["q-diffusion-w8a8-kept"]
+    facts = workshop.artifact_of(linear) / "quantize.json"
+    for found in (0, 1):
+        facts.write_text(json.dumps({"sinks": {"path": found}}))
+        same = workshop.artifact_of(kept) == workshop.artifact_of(rows["q-diffusion-w8a8"])
+        assert same == (not found)
 
 
 @pytest.mark.parametrize("use", ["image to image", "inpainting", "LoRA, strength 0.5", "ControlNet", "long prompts"])
