@@ -10,6 +10,7 @@ from tests.comparison import sqnr
 from tests.tiny import tiny_conditional_unet
 from torch import nn
 
+from halftone.calibrate.conditions import in_turn
 from halftone.calibrate.record import count_calls, record
 from halftone.calibrate.select.random import Random
 from halftone.calibrate.select.uniform import Uniform
@@ -120,7 +121,8 @@ def test_guidance_gives_conditional_and_unconditional_rows_alike(guided: GuidedP
     prompts = {"prompt": ["a", "bb", "ccc", "dddd"]}
     data = record(guided, Uniform(3), 12, 3, 0, 4, None, prompts)
     context = data.kwargs["encoder_hidden_states"][:, 0, 0]
-    assert context.view(3, 4).tolist() == [[0, 1, 0, 2]] * 3
+    first, second = (len(text) for text in in_turn(prompts, 2, 0)["prompt"])
+    assert context.view(3, 4).tolist() == [[0, first, 0, second]] * 3
     sample = data.args[0].view(3, 4, 1, 8, 8)
     assert torch.equal(sample[:, 0], sample[:, 1])
     assert torch.equal(sample[:, 2], sample[:, 3])
@@ -136,9 +138,11 @@ def test_under_guidance_the_batch_size_changes_nothing_either(guided: GuidedPipe
         assert torch.allclose(part.args[0], whole.args[0], atol=1e-4)
 
 
-@pytest.mark.parametrize(("half", "first"), [("conditional", [1, 2, 3, 4]), ("unconditional", [0, 0, 0, 0])])
-def test_one_half_of_guided_calls(guided: GuidedPipeline, half: Any, first: list[int]) -> None:
+@pytest.mark.parametrize("half", ["conditional", "unconditional"])
+def test_one_half_of_guided_calls(guided: GuidedPipeline, half: Any) -> None:
     prompts = {"prompt": ["a", "bb", "ccc", "dddd"]}
+    lengths = [len(text) for text in in_turn(prompts, 4, 0)["prompt"]]
+    first = lengths if half == "conditional" else [0] * 4
     for batch in (3, 4):
         data = record(guided, Uniform(3), 12, 3, 0, batch, None, prompts, None, half)
         context = data.kwargs["encoder_hidden_states"][:, 0, 0]

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from halftone.calibrate.conditions import in_turn
 from halftone.calibrate.sampling import batches, last_step, quiet, run_steps
 from halftone.foundation.errors import CalibrationError
 from halftone.foundation.progress import Progress
@@ -76,8 +77,7 @@ def influence(
         CalibrationError: images that an error of no call changes.
     """
     network = denoiser(pipe)
-    repeated = {k: [v[i % len(v)] for i in range(images)] for k, v in (each or {}).items()}
-    arguments = next(batches(pipe, images, seed, images, repeated, call, "influence"))
+    arguments = next(batches(pipe, images, seed, images, in_turn(each, images, seed), call, "influence"))
     disturbed = _Disturbed(network, generator(seed, "calibration", "influence"))
     states = [g.get_state() for g in arguments["generator"]]
 

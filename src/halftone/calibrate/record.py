@@ -1,19 +1,18 @@
 """Record a trajectory: one hook on the denoiser while the float pipeline samples, so that any pipeline serves."""
 
 import contextlib
-import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from halftone.calibrate.conditions import digests, in_turn
 from halftone.calibrate.samples import Stop, is_number, sample_leaves
 from halftone.calibrate.sampling import batches, check_steps, last_step, protocol, quiet, run_steps
 from halftone.calibrate.select_contract import AbstractSelect
@@ -164,7 +163,7 @@ def record(
     Args:
         select: which calls the samples come from.
         steps: ``num_inference_steps`` of the sampler.
-        each: pipeline arguments with one value a trajectory, such as prompts; taken again from the start when they run out.
+        each: pipeline arguments with one value a trajectory, such as prompts; taken in an order that ``seed`` decides.
         network: another module that the pipeline calls, whose inputs are wanted instead.
         halves: of a guided call, which rows to take: ``both`` (as the paper pools them), ``conditional`` or ``unconditional``.
         call: further pipeline arguments (``eta``, ``guidance_scale``).
@@ -185,7 +184,7 @@ def record(
     two = next(batches(pipe, 2, seed, 2, {k: list(v)[:1] * 2 for k, v in (each or {}).items()}, call))
     hook = _Hook(wanted, sample_leaves(pipe, network, steps, first, two if batch > 1 else None), halves)
     most = max(wanted.values())
-    repeated = {k: [v[i % len(v)] for i in range(most)] for k, v in (each or {}).items()}
+    repeated = in_turn(each, most, seed)
     handle = network.register_forward_pre_hook(hook, with_kwargs=True)
     task = (progress or Progress(enabled=False)).task("recording calls", sum(wanted.values()), "samples")
     try:
@@ -209,7 +208,7 @@ def record(
         "samples": samples,
         "arguments": _arguments(pipe, call),
         **({} if halves == "both" else {"halves": halves}),
-        **({"conditions": _conditions(each)} if each else {}),
+        **({"conditions": digests(each)} if each else {}),
     }
     trajectory = _join(hook, wanted, identity)
     trajectory.check()
@@ -232,18 +231,6 @@ def _arguments(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> dict[str, An
     own = inspect.signature(type(pipe).__call__).parameters.get(_GUIDANCE)
     given = {_GUIDANCE: own.default, **call} if own is not None else call
     return {k: v for k, v in given.items() if isinstance(v, (str, int, float, bool))}
-
-
-def _conditions(each: Mapping[str, Sequence[Any]]) -> dict[str, str]:
-    """Return a digest of the values of each argument of which every trajectory has its own: prompts, labels, images."""
-    found = {}
-    for name, values in each.items():
-        digest = hashlib.sha256()
-        for value in values:
-            digest.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())
-            digest.update(b"\0")
-        found[name] = f"{len(values)} values, {digest.hexdigest()[:12]}"
-    return found
 
 
 def _join(hook: _Hook, wanted: dict[int, int], identity: dict[str, Any]) -> Trajectory:

@@ -6,7 +6,6 @@ equal noise.
 
 import contextlib
 import functools
-import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from halftone.calibrate.conditions import digest
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.seeds import generator
 from halftone.models.denoiser import denoiser
@@ -72,7 +72,7 @@ def protocol(
         eta=None if option is None else float(eta),
         seed=seed,
         samples=count,
-        arguments=hashlib.sha256(repr(sorted(given.items())).encode()).hexdigest()[:12] if given else "",
+        arguments=digest(given)[:12] if given else "",
         batch=batch,
         torch=str(torch.__version__),
         threads=torch.get_num_threads(),

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from halftone.calibrate.answers import check_answers
+from halftone.calibrate.conditions import digests
 from halftone.calibrate.influence import influence
 from halftone.calibrate.record import record
 from halftone.calibrate.sampling import check_steps
@@ -251,7 +252,7 @@ def _claim_work(
         "seed": run.seed,
         "steps": steps,
         "keep": str(run.keep),
-        "each": plain(dict(each or {})),
+        "each": digests(each or {}),
     }
     mine = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     claim = run.work / "claim.json"

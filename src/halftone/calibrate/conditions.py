@@ -1,0 +1,63 @@
+"""What a pipeline is called with, beside its noise: told apart by digests, and taken in turn from lists."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from halftone.foundation.seeds import generator
+
+
+def digest(value: Any) -> str:
+    """Return a digest of the contents of arguments: of pictures and tensors their numbers, of all else what Python prints."""
+    found = hashlib.sha256()
+    _feed(found, value)
+    return found.hexdigest()
+
+
+def digests(each: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Return a digest of the values of each argument of which every trajectory has its own: prompts, labels, images."""
+    found = {}
+    for name, values in each.items():
+        both = hashlib.sha256()
+        for value in values:
+            both.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())
+            both.update(b"\0")
+        found[name] = f"{len(values)} values, {both.hexdigest()[:12]}"
+    return found
+
+
+def in_turn(each: Mapping[str, Sequence[Any]] | None, count: int, seed: int) -> dict[str, list[Any]]:
+    """Return ``count`` values of each argument, in an order that ``seed`` decides, from the start again when they run out.
+
+    Few trajectories see a small part of a long list, and the head of a list is often of one kind. Lists of one length keep their
+    values together.
+    """
+    found = {}
+    for name, values in (each or {}).items():
+        order = torch.randperm(len(values), generator=generator(seed, "calibration", "conditions", str(len(values))))
+        found[name] = [values[int(order[i % len(values)])] for i in range(count)]
+    return found
+
+
+def _feed(found: "hashlib._Hash", value: Any) -> None:
+    # A picture's repr has its address in it, and a large array's leaves most of the numbers out.
+    if isinstance(value, Mapping):
+        value = sorted(value.items())
+    if isinstance(value, Image.Image):
+        value = np.asarray(value)
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+    if isinstance(value, np.ndarray):
+        found.update(f"{value.dtype} {value.shape} ".encode())
+        found.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)} [".encode())
+        for each in value:
+            _feed(found, each)
+    else:
+        found.update(f"{value!r}\0".encode())
