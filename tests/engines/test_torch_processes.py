@@ -15,6 +15,9 @@ from tests.engines.conftest import NETWORK, conditional_unet, far, run, unet
 from torch import nn
 
 from halftone.engines import set_engine
+from halftone.kernels.native import product
+from halftone.nn.layers import quantized_layers
+from halftone.nn.running import set_weights
 
 ROOT = Path(__file__).parents[2]
 SIDE = 64  # enough numbers for parallel loops
@@ -34,9 +37,14 @@ def called(network: nn.Module, x: torch.Tensor) -> tuple[int, torch.Tensor]:
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # of forks of processes with threads, which is what this is about
-def test_a_fork_computes_on_one_thread() -> None:
+@pytest.mark.parametrize("warm", [True, False], ids=["after a call", "before any"])
+def test_a_fork_computes_on_one_thread(warm: bool) -> None:
     network, x = unet(), picture()
-    wanted = run(network, "torch", x, 5).sample
+    twin = unet()
+    wanted = run(twin, "torch", x, 5).sample  # threads are there in any case
+    set_engine(network, "torch")
+    if warm:
+        run(network, "torch", x, 5)
     here, there = multiprocessing.Pipe()
 
     def call() -> None:
@@ -63,6 +71,55 @@ def test_a_worker_gets_the_model_by_pickle() -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as workers:
         _, found = workers.submit(called, network, x).result(timeout=120)
     assert far(found, wanted) < 1e-6
+
+
+def test_threads_that_call_a_network_for_the_first_time_together() -> None:
+    x = picture()
+    wanted = run(unet(), "torch", x, 5).sample
+    for _ in range(5):
+        network, found, start = unet(), [], threading.Barrier(4)
+        codes = [layer.codes() for _, layer in quantized_layers(network)]
+        set_engine(network, "torch")
+        set_weights(network, "ready")
+
+        def call(network: nn.Module = network, found: list = found, start: threading.Barrier = start) -> None:
+            start.wait()
+            found.append(called(network, x)[1])
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4 and all(torch.equal(each, wanted) for each in found)
+        assert all(
+            torch.equal(old, layer.codes()) for old, (_, layer) in zip(codes, quantized_layers(network), strict=True)
+        )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc")
+def test_a_thread_of_its_own_computes_on_as_many_threads_as_it_was_told() -> None:
+    """In a process whose OpenMP would take five, PyTorch was told two: a new Python thread must know that too."""
+    program = """
+import threading, os, torch
+torch.set_num_threads(2)
+from tests.engines.conftest import run, unet
+network, x = unet(), torch.randn(2, 1, 64, 64)
+def count(): return len(os.listdir("/proc/self/task"))
+before, seen = count(), []
+def call():
+    run(network, "torch", x, 5)
+    seen.append(count())
+thread = threading.Thread(target=call)
+thread.start(); thread.join()
+print(seen[0] - before)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "5"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) <= 2, "itself, and one more"
 
 
 def test_two_networks_in_threads_do_not_disturb_each_other() -> None:
@@ -95,6 +152,19 @@ def test_sizes_change_between_calls(sizes: list[tuple[int, int]]) -> None:
 def test_batches(batch: int) -> None:
     network, x = unet(), torch.randn(batch, 1, 16, 8, generator=torch.Generator().manual_seed(batch))
     assert far(run(network, "torch", x, 5).sample, run(network, "simulate", x, 5).sample) < NETWORK
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 10), (12, 4)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_texts_and_sizes_change_between_calls_of_a_conditional_network(batch: int, size: tuple[int, int]) -> None:
+    network, draw = conditional_unet(), torch.Generator().manual_seed(batch)
+    x = torch.randn(batch, 1, *size, generator=draw)
+    added = {"text_embeds": torch.randn(batch, 16, generator=draw), "time_ids": torch.randn(batch, 6, generator=draw)}
+    texts = [torch.randn(batch, tokens, 16, generator=draw) for tokens in (5, 5, 7)]
+    for text in (*texts, texts[0]):
+        given = {"encoder_hidden_states": text, "added_cond_kwargs": added}
+        wanted = run(network, "simulate", x, 5, **given).sample
+        assert far(run(network, "torch", x, 5, **given).sample, wanted) < NETWORK
 
 
 # What is rounded to bfloat16 between layers lies beside another tie now and then.
@@ -149,8 +219,10 @@ def test_lesser_processors_compute_the_same(mask: dict[str, str]) -> None:
         cwd=ROOT, env={**os.environ, **mask}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    kernels = set(done.stdout.split()[-3:])
-    if mask.get("ONEDNN_MAX_CPU_ISA") or mask.get("HALFTONE_NATIVE"):
+    kernels = set(done.stdout.splitlines()[-1].split())
+    if mask.get("HALFTONE_NATIVE") and product.why_none() is None:
+        assert kernels == {"onednn_int8"} | (kernels & {"reference"}) and "onednn_int8" in kernels
+    elif mask.get("ONEDNN_MAX_CPU_ISA"):
         assert "vnni_int8" not in kernels
 
 

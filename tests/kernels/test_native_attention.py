@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from halftone.formats import Affine
+from halftone.foundation.errors import KernelError
 from halftone.kernels import Attention, Operand, choose_attention
 from halftone.kernels.attention_contract import OPERANDS
 from halftone.kernels.attentions.native_int8 import NativeInt8
@@ -211,6 +212,22 @@ def test_what_is_refused_is_simulated_and_says_why(change: Callable[[Attention],
     assert choice.name == "reference"
     assert choice.kernel.arithmetic == "simulated"
     assert said in choice.refused["native_int8"]
+
+
+@needs_bfloat16
+def test_one_text_serves_all_samples_and_what_does_not_fit_is_refused() -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, tokens, 2, 16, generator=draw).bfloat16() for n, tokens in ((3, 9), (1, 5), (1, 5)))
+    found = native.attend_bfloat16(q, k, v, 0.25)
+    assert torch.equal(found, native.attend_bfloat16(q, k.repeat(3, 1, 1, 1), v.repeat(3, 1, 1, 1), 0.25))
+    for wrong in (
+        (q, k[..., :8], v),
+        (q, k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1)),
+        (q, k, v[:, :4]),
+        (q, k.float(), v),
+    ):
+        with pytest.raises(KernelError, match="q, k and v of one dtype"):
+            native.attend_bfloat16(*wrong, 0.25)
 
 
 @needs_codes

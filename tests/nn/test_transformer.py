@@ -14,6 +14,8 @@ from halftone.kernels.native import product
 from halftone.kernels.native.product import ProductWeight
 from halftone.models.surgery import replace_layers
 from halftone.nn import QuantizedLayer, QuantizedTransformer2DModel, QuantizedTransformerBlock, Scheme
+from halftone.nn.attended import _Ways
+from halftone.nn.attention import install_processor
 from halftone.nn.running import set_engine, set_weights
 from halftone.quant import QuantSpec
 
@@ -133,6 +135,20 @@ def test_adapters_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not seen
     assert apart(found, own_way(model, *given)) < 2e-3
     assert apart(found, plain) > 0.01
+
+
+@needs_product
+@pytest.mark.parametrize(("target", "fed", "attends"), [("proj", False, 2), ("to_q", True, 0)])
+def test_each_part_goes_its_own_way(target: str, fed: bool, attends: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter on the feed-forward alone leaves attention its norm and its sum, and the other way round."""
+    model, given, seen, ways, real = quantized(), inputs(), gates(monkeypatch), [], _Ways.of
+    for attn in (model.transformer_blocks[0].attn1, model.transformer_blocks[0].attn2):
+        install_processor(attn)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=[target], init_lora_weights=False), model)
+    monkeypatch.setattr(_Ways, "of", lambda *given: ways.append(real(*given)) or ways[-1])
+    found = run(model, *given)
+    assert bool(seen) == fed and sum(way is not None for way in ways) == attends
+    assert apart(found, own_way(model, *given)) < 2e-3
 
 
 @needs_product

@@ -1,6 +1,7 @@
 """Which engine is the fastest on this machine for this network: measured once, then remembered."""
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,10 +18,13 @@ from halftone.foundation.errors import KernelError
 from halftone.foundation.files import private_cache, text_digest, write_atomically
 from halftone.kernels.machine import machine
 from halftone.kernels.select import AUTO
+from halftone.nn.attention import AttentionOperands
 from halftone.nn.layers import quantized_layers
 
 _ROUNDS = 5
 _PACKAGES = ("halftone", "torch", "openvino")
+# By which a user holds engines to a part of the processor.
+_MASKS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "HALFTONE_NATIVE")
 
 
 @dataclass(frozen=True)
@@ -86,24 +90,29 @@ def _measure(network: nn.Module, candidates: list[str], call: Callable[[], Any])
                 continue
             seconds[engine] = []
             runs[engine] = session(network)
-        for _ in range(_ROUNDS):
+        for number in range(1 + _ROUNDS):
             for engine, times in seconds.items():
-                # What each has compiled stays: the call is timed, and not its making.
-                give(network, engine, runs[engine])
+                give(network, engine, runs[engine])  # what it has compiled stays
                 began = time.perf_counter()
                 call()
-                times.append(time.perf_counter() - began)
+                # In the first round layers prepare again what another engine's turn has thrown away.
+                if number:
+                    times.append(time.perf_counter() - began)
     set_engine(network, AUTO)
     medians = {engine: statistics.median(times) for engine, times in seconds.items()}
     return Measured(min(medians, key=lambda engine: medians[engine]), medians, refused)
 
 
 def _circumstances(network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
-    """Return what a time depends on: machine, versions, the layers' shapes and formats, the call's shapes."""
-    layers = [(path, layer.weight_shape, str(layer.scheme)) for path, layer in quantized_layers(network)]
-    shapes = [list(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    """Return what a time depends on: machine and masks, versions, the layers' shapes and formats and how they hold codes,
+    attention's operands, the call's shapes and dtypes."""
+    layers = [(path, layer.weight_shape, str(layer.scheme), layer.weights) for path, layer in quantized_layers(network)]
+    operands = [str(each.site_specs) for each in network.modules() if isinstance(each, AttentionOperands)]
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    shapes = [(list(value.shape), str(value.dtype)) for value in given]
+    masks = [os.environ.get(name) for name in _MASKS]
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
-    return json.dumps([machine(), versions, type(network).__name__, layers, shapes])
+    return json.dumps([machine(), masks, versions, type(network).__name__, layers, operands, shapes])
 
 
 def _installed(name: str) -> bool:

@@ -34,18 +34,17 @@ class Task:
         label: str,
         total: int | None,
         unit: str,
-        done: int,
         depth: int,
         weights: Sequence[float] | None = None,
     ) -> None:
-        self.label, self.total, self.unit, self.done, self.depth = label, total, unit, done, depth
+        self.label, self.total, self.unit, self.done, self.depth = label, total, unit, 0, depth
         self.note = ""
         self.closed = False
         self.bar: TaskID | None = None
         self._owner = owner
         self._weights = list(weights) if weights and total == len(weights) and min(weights) > 0 else None
         # Work of an earlier run counts as done but says nothing about this one's speed; nor does the time of finding it.
-        self._inherited, self._lost, self._remembered = self._weight(0, done), 0.0, False
+        self._inherited, self._lost, self._remembered = 0.0, 0.0, False
         self._began = self._advanced = time.monotonic()
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -156,22 +155,19 @@ class Progress:
             self._bars.stop()
             self._bars = None
 
-    def task(
-        self, label: str, total: int | None, unit: str = "", done: int = 0, weights: Sequence[float] | None = None
-    ) -> Task:
+    def task(self, label: str, total: int | None, unit: str = "", weights: Sequence[float] | None = None) -> Task:
         """Open a task inside the innermost open one.
 
         Args:
             label: what is being done.
             total: how many there are; None when nobody knows.
             unit: what is counted, in the plural.
-            done: how many an earlier, interrupted run did.
             weights: how long each takes relative to the others; without them all take alike.
         """
-        task = Task(self, label, total, unit, done, len(self._open), weights)
+        task = Task(self, label, total, unit, len(self._open), weights)
         self._open.append(task)
         if self._bars is not None:
-            task.bar = self._bars.add_task("", total=total, completed=done, shown=task)
+            task.bar = self._bars.add_task("", total=total, shown=task)
         elif task.depth == 0:
             self._write(task.line())
         return task
@@ -207,8 +203,8 @@ class Progress:
 
     def _inside(self, task: Task) -> Task | None:
         """Return the task that is open directly inside another."""
-        deeper = self._open[self._open.index(task) + 1 :] if task in self._open else []
-        return deeper[0] if deeper else None
+        open_ = tuple(self._open)  # bars are drawn from a thread of their own
+        return next((each for each in open_ if each.depth == task.depth + 1), None)
 
     def _moved(self, task: Task) -> None:
         if self._bars is not None and task.bar is not None:

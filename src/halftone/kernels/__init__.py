@@ -1,5 +1,6 @@
 """Kernels: how one quantized layer is computed on one kind of machine. ``library/`` holds one per file."""
 
+from halftone.foundation.forks import compute_in_forks
 from halftone.kernels.attention_contract import AbstractAttentionKernel, Attend, Attention, Operand
 from halftone.kernels.contract import (
     AbstractKernel,
@@ -32,3 +33,6 @@ __all__ = [
     "choose_attention",
     "engines",
 ]
+
+# Before anything here computes: what a process does before it forks need not be a quantized model's.
+compute_in_forks()

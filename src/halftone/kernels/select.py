@@ -6,7 +6,6 @@ from functools import cache
 from typing import TypeVar
 
 from halftone.foundation.errors import ConfigError, suggest
-from halftone.foundation.forks import compute_in_forks
 from halftone.foundation.registry import find, names
 from halftone.kernels.attention_contract import AbstractAttentionKernel, Attention
 from halftone.kernels.contract import AbstractKernel, Operands, Operation
@@ -80,7 +79,6 @@ def choose(engine: str, operation: Operation, operands: Operands) -> Choice:
         ConfigError: no such engine.
     """
     check_engine(engine)
-    compute_in_forks()
     refused: dict[str, str] = {}
     for name, kernel in _of_engine(engine, library()):
         reason = kernel.refusal(operation, operands)
@@ -97,7 +95,6 @@ def choose_attention(engine: str, attention: Attention) -> AttentionChoice:
         ConfigError: no such engine.
     """
     check_engine(engine)
-    compute_in_forks()
     refused: dict[str, str] = {}
     for name, kernel in _of_engine(engine, attention_library()):
         reason = kernel.refusal(attention)

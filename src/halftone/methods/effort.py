@@ -1,10 +1,14 @@
 """What a method will take, before it runs: work to be computed, and memory."""
 
+import time
 from dataclasses import dataclass, field
+from functools import cache
+
+import torch
 
 from halftone.models.cost import FLOAT_BYTES, ModelCost, UnitCost, Work
 
-_BACKWARD = 3  # a forward and the two products of its backward, in forwards
+BACKWARD = 3  # a forward and the two products of its backward, in forwards
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,19 @@ def learning(
     Args:
         per_weight: functions of the size of the unit's weights in each iteration, the optimizer's among them.
     """
-    once = job.unit(unit, scores).over(min(batch, job.samples), batch).times(_BACKWARD)
+    once = job.unit(unit, scores).over(min(batch, job.samples), batch).times(BACKWARD)
     own = Work(elements=per_weight * unit.weights, calls=per_weight * job.planned(unit))
     # A gradient needs what the forward made; each weight has its variable, its gradient, two moments, and copies of itself.
     kept = min(batch, job.samples) * job.unit(unit, scores).elements + 8 * unit.weights
     return (once + own).times(iterations), int(FLOAT_BYTES * kept)
+
+
+@cache
+def seconds_an_element(device: torch.device) -> float:
+    """Return what a function takes for one number of a large tensor on ``device``, measured once; takes milliseconds."""
+    x, taken = torch.zeros(2**20, device=device), []
+    for _ in range(4):
+        began = time.perf_counter()
+        float(torch.sigmoid(x)[0])  # and so waits for a GPU
+        taken.append(time.perf_counter() - began)
+    return min(taken) / len(x)

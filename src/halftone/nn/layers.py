@@ -5,6 +5,7 @@ They stay subclasses so that PEFT finds them, and can be constructed as float la
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,9 @@ from halftone.kernels.select import AUTO
 from halftone.nn.sites import SiteOwner
 from halftone.quant import QuantSpec
 from halftone.quant.weights import weight_affine
+
+# Held while codes move between a layer and its kernel: threads that call one model for the first time would take each other's away.
+_CHANGING = RLock()
 
 
 @dataclass(frozen=True)
@@ -174,9 +178,10 @@ class QuantizedLayer(SiteOwner):
     def codes(self) -> torch.Tensor:
         """Return the weight's codes, uint8 of :attr:`weight_shape`."""
         assert self.scheme is not None
-        if self._moved:
-            assert isinstance(self._prepared, HoldsCodes)
-            return self._prepared.codes().view(self.weight_shape)
+        with _CHANGING:
+            if self._moved:
+                assert isinstance(self._prepared, HoldsCodes)
+                return self._prepared.codes().view(self.weight_shape)
         count = torch.Size(self.weight_shape[1:]).numel()
         return unpack(self.weight.data.flatten(1), self.scheme.weight.bits, count).view(self.weight_shape)
 
@@ -192,8 +197,9 @@ class QuantizedLayer(SiteOwner):
     # Running.
 
     def refresh(self) -> None:
-        self._bring_back()
-        self._prepared = self._choice = None
+        with _CHANGING:
+            self._bring_back()
+            self._prepared = self._choice = None
 
     def _packed(self) -> torch.Tensor:
         """Return the packed codes, shaped as ``weight``, wherever they are."""
@@ -258,7 +264,9 @@ class QuantizedLayer(SiteOwner):
     # A compiler runs this while it traces, before it has looked at what is prepared: it must find the call, not its making.
     @torch.compiler.assume_constant_result
     def _prepare(self) -> None:
-        if self._prepared is None:
+        with _CHANGING:
+            if self._prepared is not None:
+                return
             operation, operands = self._computed(), self.operands()
             if self._choice is None:
                 self._choice = choose(self.engine, operation, operands)

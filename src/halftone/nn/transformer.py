@@ -34,14 +34,20 @@ class QuantizedTransformerBlock(BasicTransformerBlock):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Return the block's output ``[N, L, C]`` for ``hidden_states`` ``[N, L, C]``; the arguments are diffusers'."""
-        given = attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs
-        ways = self._feed_forward() if self._plain(hidden_states, cross_attention_kwargs) else None
-        if ways is None:
+        if not self._plain(hidden_states, cross_attention_kwargs):
+            given = attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs
             return super().forward(hidden_states, *given, *args, **kwargs)
         context = encoder_hidden_states if self.only_cross_attention else None
         hidden = attended(self.attn1, self.norm1, hidden_states, context, attention_mask)
         if self.attn2 is not None:
             hidden = attended(self.attn2, self.norm2, hidden, encoder_hidden_states, encoder_attention_mask)
+        return self._fed(hidden)
+
+    def _fed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return ``hidden`` plus what the feed-forward makes of it."""
+        ways = self._feed_forward()
+        if ways is None:
+            return self.ff(self.norm3(hidden)) + hidden
         first, second = ways
         codes = loops.normalise_rows(hidden, self.norm3, first.grid)
         codes = encode(self.norm3(hidden), first.grid) if codes is None else codes
@@ -59,15 +65,19 @@ class QuantizedTransformerBlock(BasicTransformerBlock):
             and not torch.compiler.is_compiling()
             and not (torch.is_grad_enabled() and x.requires_grad)
         )
-        return kind and quiet and x.ndim == 3 and type(self.norm3) is nn.LayerNorm and idle(self.norm3, self.ff)
+        return kind and quiet and x.ndim == 3
 
     def _feed_forward(self) -> tuple[Fuses, TakesCodes] | None:
         """Return the calls of the two products, or None where something else may be between them."""
         ff = self.ff
-        if type(ff) is not FeedForward or len(ff.net) != 3:
+        if type(ff) is not FeedForward or len(ff.net) != 3 or type(self.norm3) is not nn.LayerNorm:
             return None
         gate, dropout, last = ff.net
-        if type(gate) is not GEGLU or type(dropout) is not nn.Dropout or not idle(gate, dropout, ff.net):
+        if (
+            type(gate) is not GEGLU
+            or type(dropout) is not nn.Dropout
+            or not idle(self.norm3, ff, gate, dropout, ff.net)
+        ):
             return None
         first, second = coded(gate.proj), coded(last)
         return None if not isinstance(first, Fuses) or second is None else (first, second)

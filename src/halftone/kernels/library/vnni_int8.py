@@ -77,7 +77,7 @@ class VnniInt8(AbstractKernel):
             weight = ProductWeight(codes[:, start:stop], zeros[index], scale, counted.zero_point, nibbles)
             parts.append(_Part(start, stop, counted.grid(), counted.zero_point, weight))
 
-        def empty(x: torch.Tensor, operation: Operation = operation) -> torch.Tensor:
+        def empty(x: torch.Tensor) -> torch.Tensor:
             return float_call(operation, torch.empty(shape), bias)(x)
 
         return (_Whole if len(parts) == 1 else _Product)(operation, parts, bias, shape, empty)
@@ -166,7 +166,7 @@ class _Product(CodedCall, HoldsCodes):
         for weight, part in zip(self.weights, codes, strict=True):
             if self.image:
                 part = part.contiguous(memory_format=torch.channels_last)
-                table, size = product.rows_of(tuple(part.shape), *self.geometry)
+                table, size = product.rows_of((part.shape[0], part.shape[2], part.shape[3]), *self.geometry)
                 if out is None:
                     shape = (part.shape[0], self.out, *size)
                     out = torch.empty(shape, dtype=kind, memory_format=torch.channels_last)

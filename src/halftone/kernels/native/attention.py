@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from halftone.foundation.errors import KernelError
 from halftone.kernels.native.build import load
 
 LONGEST = 1 << 15  # keys whose sums of products are sure to fit into 32 bits
@@ -95,6 +96,12 @@ def _promised_bfloat16(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale:
 
 
 def _called(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Any) -> torch.Tensor:
+    if len(k) == len(v) == 1:  # one text for all samples
+        k, v = (x.expand(len(q), -1, -1, -1) for x in (k, v))
+    alike = k.shape == v.shape and k.shape[::2] == q.shape[::2] and k.shape[3] == q.shape[3]
+    if not alike or not q.dtype == k.dtype == v.dtype:
+        expected = "q, k and v of one dtype, of as many samples and heads, and as wide"
+        raise KernelError("attention", expected, ", ".join(f"{x.dtype} {list(x.shape)}" for x in (q, k, v)))
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q.detach(), k.detach(), v.detach()))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     samples, queries, heads, width = q.shape
@@ -103,6 +110,7 @@ def _called(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Any) -> tor
     room = torch.empty(
         _function("halftone_attention_bytes")(samples * heads, k.shape[1], width) + 64, dtype=torch.uint8
     )
+    torch.get_num_threads()  # tells OpenMP, in a thread that has not asked before
     # On a line of the cache.
     start = -(-room.data_ptr() // 64) * 64
     call(*(x.data_ptr() for x in (q, k, v, out)), shape, start)

@@ -119,6 +119,7 @@ def _function(name: str, x: torch.Tensor) -> Any:
         return None
     if type(x) not in (torch.Tensor, nn.Parameter):
         return None  # one that only records, or holds no memory
+    torch.get_num_threads()  # tells OpenMP, in a thread that has not asked before
     return _functions()[name, x.dtype]
 
 

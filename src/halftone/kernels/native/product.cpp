@@ -94,10 +94,10 @@ inline float gelu(float x) {
     return 0.5f * x * (z < 0 ? tail : 2.0f - tail);
 }
 
-// Rows r of `from` to `to`: add to (or begin) their sums. Row r of tap t begins at base + table[t * stride + r], or at the pad if that is
-// negative; without a table at base + r * width.
+// Rows r of `from` to `to`: add to (or begin) their sums. Row r of tap t is that of pixel table[t * stride + r], or the pad if that is
+// negative; without a table that of pixel r.
 template <int R>
-inline void block(const uint8_t* base, const int64_t* table, int64_t stride, const uint8_t* pad, int64_t steps, int64_t from,
+inline void block(const uint8_t* base, const int32_t* table, int64_t stride, const uint8_t* pad, int64_t steps, int64_t from,
                   int64_t to, const int8_t* b, int32_t* sums, bool fresh) {
     __m512i s[R][4];
 #pragma GCC unroll 6
@@ -110,7 +110,7 @@ inline void block(const uint8_t* base, const int64_t* table, int64_t stride, con
         const uint8_t* a[R];
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-            const int64_t where = table ? table[tap * stride + r] : r * steps * kStep;
+            const int64_t where = (table ? table[tap * stride + r] : r) * steps * kStep;
             a[r] = (where < 0 ? pad : base + where) + at * kStep;
         }
         for (int64_t k = 0; k < count; ++k, b += 256) {
@@ -154,7 +154,7 @@ inline const int8_t* slab(const Weight& w, int64_t panel, int64_t total, int64_t
 }
 
 // The sums of rows m0 to m1 with one panel, [m1 - m0][64].
-void sum(const Weight& w, const uint8_t* codes, const int64_t* table, int64_t rows, int64_t panel, int64_t m0, int64_t m1,
+void sum(const Weight& w, const uint8_t* codes, const int32_t* table, int64_t rows, int64_t panel, int64_t m0, int64_t m1,
          int32_t* sums, int8_t* room) {
     const int64_t steps = w.width / kStep, total = w.taps * steps, count = m1 - m0, blocks = (count + kBlock - 1) / kBlock;
     for (int64_t from = 0; from < total; from += kSlab) {
@@ -163,7 +163,7 @@ void sum(const Weight& w, const uint8_t* codes, const int64_t* table, int64_t ro
         for (int64_t q = 0; q < blocks; ++q) {
             const int64_t r = q * count / blocks, n = (q + 1) * count / blocks - r;
             const uint8_t* base = table ? codes : codes + (m0 + r) * w.width;
-            const int64_t* rest = table ? table + m0 + r : nullptr;
+            const int32_t* rest = table ? table + m0 + r : nullptr;
             int32_t* s = sums + r * kPanel;
             switch (n) {
                 case 6: block<6>(base, rest, rows, w.pad, steps, from, to, b, s, from == 0); break;
@@ -222,7 +222,7 @@ void finish_gated(const Weight& w, const Finish& f, const int32_t* hidden, const
     }
 }
 
-void product(const Weight& w, const Finish& f, const uint8_t* codes, const int64_t* table, int64_t rows) {
+void product(const Weight& w, const Finish& f, const uint8_t* codes, const int32_t* table, int64_t rows) {
     const int64_t panels = (w.outputs + kPanel - 1) / kPanel, half = panels / 2, chunks = (rows + kRows - 1) / kRows;
     const int64_t items = (f.gated ? half : panels) * chunks;
 #pragma omp parallel if (items > 1)
@@ -285,7 +285,7 @@ void halftone_disarrange(const uint8_t* panels, int nibbles, const int32_t* zero
 }
 
 // `table` [taps][rows], or null for a linear.
-void halftone_product(const Weight* weight, const Finish* finish, const uint8_t* codes, const int64_t* table, int64_t rows) {
+void halftone_product(const Weight* weight, const Finish* finish, const uint8_t* codes, const int32_t* table, int64_t rows) {
 #if HALFTONE_VNNI
     product(*weight, *finish, codes, table, rows);
 #else

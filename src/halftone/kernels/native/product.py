@@ -1,8 +1,12 @@
 """The native product of codes with 8-bit and 4-bit weights: weights arranged for it, and its call."""
 
 import ctypes
+import math
 import os
-from functools import cache, lru_cache
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -146,39 +150,67 @@ class ProductWeight:
 
     def _run(self, finish: _Finish, codes: torch.Tensor, table: torch.Tensor | None, rows: int) -> None:
         where = 0 if table is None else table.data_ptr()
+        torch.get_num_threads()  # tells OpenMP, in a thread that has not asked before
         _functions()[0](self._address, ctypes.addressof(finish), codes.data_ptr(), where, rows)
 
 
-@lru_cache(maxsize=256)
+class _Tables:
+    """Remembers the tables that were asked for last, up to so many bytes: those of large pictures are large."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.used = room, 0
+        self._known: OrderedDict[tuple, tuple[torch.Tensor, tuple[int, int]]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: tuple, make: Callable[[], tuple[torch.Tensor, tuple[int, int]]]) -> Any:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+            made = self._known[key] = make()
+            self.used += made[0].nbytes
+            while self.used > self.room and len(self._known) > 1:
+                _, (gone, _) = self._known.popitem(last=False)
+                self.used -= gone.nbytes
+            return made
+
+
+_TABLES = _Tables(64 * 2**20)
+
+
 def rows_of(
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, int, int],
     kernel: tuple[int, int],
     stride: tuple[int, int],
     dilation: tuple[int, int],
     margins: tuple[int, int, int, int],
 ) -> tuple[torch.Tensor | None, tuple[int, int]]:
-    """Return where each tap of each output pixel begins in codes ``shape`` ``[N, C, H, W]``, channels last, and the output's size.
+    """Return which pixel each tap of each output pixel reads, of pictures ``shape`` ``[N, H, W]``, and the output's size.
 
     Args:
         margins: top, bottom, left, right.
 
     Returns:
-        int64 ``[taps, N * H' * W']``, -1 beyond the edge; None where output pixel ``n`` is made of pixel ``n`` alone.
+        int32 ``[taps, N * H' * W']``, -1 beyond the edge; None where output pixel ``n`` is made of pixel ``n`` alone.
     """
-    n, c, h, w = shape
     top, bottom, left, right = margins
     size = (
-        (h + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1,
-        (w + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1,
+        (shape[1] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1,
+        (shape[2] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1,
     )
     if kernel == stride == (1, 1) and not any(margins):
         return None, size
-    begins = torch.arange(n * h * w).mul_(c).view(n, h, w)
-    framed = torch.nn.functional.pad(begins, (left, right, top, bottom), value=-1)
-    taps = []
-    for y in range(kernel[0]):
-        for x in range(kernel[1]):
-            down, along = y * dilation[0], x * dilation[1]
-            last = down + stride[0] * (size[0] - 1) + 1, along + stride[1] * (size[1] - 1) + 1
-            taps.append(framed[:, down : last[0] : stride[0], along : last[1] : stride[1]].reshape(-1))
-    return torch.stack(taps).contiguous(), size
+
+    def make() -> tuple[torch.Tensor, tuple[int, int]]:
+        pixels = torch.arange(math.prod(shape), dtype=torch.int32).view(shape)
+        framed = torch.nn.functional.pad(pixels, (left, right, top, bottom), value=-1)
+        taps = []
+        for y in range(kernel[0]):
+            for x in range(kernel[1]):
+                down, along = y * dilation[0], x * dilation[1]
+                last = down + stride[0] * (size[0] - 1) + 1, along + stride[1] * (size[1] - 1) + 1
+                taps.append(framed[:, down : last[0] : stride[0], along : last[1] : stride[1]].reshape(-1))
+        return torch.stack(taps).contiguous(), size
+
+    found: tuple[torch.Tensor, tuple[int, int]] = _TABLES.get((shape, kernel, stride, dilation, margins), make)
+    return found

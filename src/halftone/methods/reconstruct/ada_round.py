@@ -14,7 +14,7 @@ from halftone.formats import AbstractFormat, Affine
 from halftone.formats.segments import along_weight
 from halftone.foundation.bounds import at_least, between, positive
 from halftone.methods.contract import AbstractMethod, Run, StepReport
-from halftone.methods.effort import Effort, Job, learning, walking
+from halftone.methods.effort import BACKWARD, Effort, Job, learning, seconds_an_element, walking
 from halftone.methods.fit import LARGEST_RATE, UnitError, check_integral, optimise, unimproved
 from halftone.methods.output_error import DENOISER, OutputError
 from halftone.models.quant_model import QuantModel
@@ -144,7 +144,9 @@ class AdaRound(AbstractMethod):
         judge = self._judge(model, data, run)
         walk = Walk(model, data, self.walk_batch, run.store(), quantized=stream == QUANTIZED)
         layers: dict[str, dict] = {}
-        with run.progress.task("reconstructing", len(walk), "blocks", weights=walk.seconds) as task:
+        with run.progress.task(
+            "reconstructing", len(walk), "blocks", weights=self._weights(model, walk, set(schemes))
+        ) as task:
             for unit in walk:
                 learned = {path: schemes[path] for path in unit.layers if path in schemes}
                 if learned:
@@ -161,6 +163,16 @@ class AdaRound(AbstractMethod):
         if judge.error:
             layers[DENOISER] = {"error_before": judge.start, "error": judge.least}
         return StepReport(layers, notes)
+
+    def _weights(self, model: QuantModel, walk: Walk, planned: set[str]) -> list[float]:
+        """Return about how many seconds each unit takes, from what it took in float: the estimate of the time left needs it."""
+        found, each = [], seconds_an_element(walk.device)
+        for path, seconds in zip(walk.tape.units(), walk.seconds, strict=True):
+            layers = [layer for layer in model.layers_in(path) if layer in planned]
+            count = sum(torch.Size(model.layer(layer).weight_shape).numel() for layer in layers)
+            iteration = BACKWARD * self.batch / walk.batch * seconds + _FUNCTIONS * count * each
+            found.append(2 * len(walk.indices) * seconds + (self.iterations * iteration if layers else 0.0))
+        return found
 
     def _judge(self, model: QuantModel, data: Trajectory, run: Run) -> "_Judge":
         if not self.judged_on:
