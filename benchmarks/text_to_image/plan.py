@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from benchmarks.text_to_image.settings import Settings
@@ -63,6 +63,12 @@ def _sinks(settings: Settings) -> Iterator[Row]:
     """Whether keeping the text tokens that dwarf all others matters for this model; without is in ``quality``."""
     for bits, (method, recipe) in itertools.product(USED, METHODS.items()):
         yield Row("sinks", f"{recipe}-{bits}-kept", method, bits, recipe=f"{recipe}-{bits}", sinks=True)
+
+
+def timed(row: Row) -> list[Row]:
+    """Return the rows whose models stand beside each other in the row of times."""
+    made = ((bits, *method) for bits, method in itertools.product(BITS, METHODS.items()))
+    return [replace(row, method=name, bits=bits, recipe=f"{recipe}-{bits}") for bits, name, recipe in made]
 
 
 def _latency(settings: Settings) -> Iterator[Row]:

@@ -2,12 +2,14 @@
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.records import circumstances, decisive, readable, recipe_digest
+from benchmarks.text_to_image.looking import Looks
 from benchmarks.text_to_image.measure import measure
 from benchmarks.text_to_image.pictures import moved_most
 from benchmarks.text_to_image.plan import Row, rows
@@ -24,6 +26,7 @@ SCHEMA = 1
 def run(settings: Settings, say: Callable[[str], None] = print, progress: Progress | None = None) -> list[str]:
     """Measure all missing rows of the sections asked for and return the names of those that failed."""
     workshop = Workshop(settings, progress)
+    looks = Looks(workshop)
     left_out = sorted(name for name, use in USES.items() if not use.available(settings))
     if left_out and "uses" in settings.sections:
         say(f"left out, for want of --lora or --controlnet: {'; '.join(left_out)}")
@@ -35,16 +38,18 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: Progre
         name = f"{row.section}/{row.name}"
         began = time.monotonic()
         try:
-            metrics = measure(row, workshop)
-        except HalftoneError as error:
+            metrics = measure(row, workshop, looks)
+            file = path_of(row, settings)
+            write_atomically(file, readable(_record(row, workshop, metrics, time.monotonic() - began)))
+            if row.section == "quality" and row.method == "Q-Diffusion":
+                write_atomically(file.with_suffix(".png"), moved_most(row, workshop, metrics, looks))
+        except Exception as error:  # whatever a library raises: hours of other rows are still to come
+            if not isinstance(error, HalftoneError):
+                traceback.print_exc()
             say(f"[{number}/{len(wanted)}] {name} failed: {error}")
             failed.append(name)
             continue
         seconds = time.monotonic() - began
-        file = path_of(row, settings)
-        if row.section == "quality" and row.method == "Q-Diffusion":
-            write_atomically(file.with_suffix(".png"), moved_most(row, workshop, metrics["image_mse"]))
-        write_atomically(file, readable(_record(row, workshop, metrics, seconds)))
         say(f"[{number}/{len(wanted)}] {name}: {seconds / 60:.1f} min")
     return failed
 
@@ -60,6 +65,7 @@ def protocol(row: Row, workshop: Workshop) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": workshop.model, "use": {"name": row.use, **asdict(USES[row.use])}}
     if row.section == "latency":
         return {**facts, "rounds": given.rounds, "budget": given.budget}
+    facts |= {"attached": workshop.attached(USES[row.use]), "device": given.device}
     # JSON has no tuples.
     facts |= {"prompts": len(workshop.known.prompts), "seeds": list(given.seeds)}
     facts |= {"steps": USES[row.use].steps or given.steps, "guidance": given.guidance}

@@ -1,7 +1,7 @@
 """The uses of a text-to-image model: which pipeline is called, and with what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +29,8 @@ class Use:
     """One way to use a model.
 
     Attributes:
-        kind: of pipeline. All but ``text`` are given pictures: the float model's own, of the prompt before.
+        kind: of pipeline. All but ``text`` are given the float model's own pictures: ``inpaint`` one of its own prompt, drawn from
+            other noise, whose right half is to be drawn anew; ``img2img`` and ``controlnet`` one of the prompt before.
         long: prompts with all keywords after the name.
         guidance, steps: None for those of the study.
         dpm: with DPM-Solver++ in place of the model's own sampler.
@@ -44,6 +45,11 @@ class Use:
     dpm: bool = False
     recalibrated: bool = False
     lora: float | None = None
+
+    @property
+    def drawing(self) -> "Use":
+        """What the pictures of a float model depend on."""
+        return replace(self, recalibrated=False)
 
     def available(self, settings: Settings) -> bool:
         """Return whether the study was given what the use needs."""
@@ -101,7 +107,7 @@ def arguments(
     """Return what the use is called with: values for each picture, and values for all.
 
     Args:
-        pictures: the float model's own ``[N, 3, S, S]`` in [0, 1], for the uses that start from pictures.
+        pictures: the float model's own ``[N, 3, S, S]`` in [0, 1], one of each prompt, for the uses that start from pictures.
     """
     each: dict[str, list] = {"prompt": list(texts)}
     call: dict[str, Any] = {"guidance_scale": settings.guidance if use.guidance is None else use.guidance}
@@ -109,7 +115,7 @@ def arguments(
         return each, call
     if pictures is None:
         raise ConfigError(f"use {use.kind}", "pictures to start from", "none")
-    others = np.roll(pictures, 1, axis=0)
+    others = pictures if use.kind == "inpaint" else np.roll(pictures, 1, axis=0)
     if use.kind == "controlnet":
         each["image"] = _images(masks(torch.from_numpy(others)).numpy())
         return each, call

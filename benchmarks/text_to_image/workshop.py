@@ -1,6 +1,7 @@
 """Where models and pictures come from: each made once, kept in the cache, used by every row."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from benchmarks.text_to_image.uses import PLAIN, USES, Use, arguments, made_for,
 from halftone.artifact import load_pipeline, save_pipeline
 from halftone.evaluate.sample import Protocol, Samples, sample
 from halftone.foundation.errors import ConfigError
-from halftone.foundation.files import write_atomically
+from halftone.foundation.files import sha256_of, write_atomically
 from halftone.foundation.progress import Progress
 from halftone.models.denoiser import denoiser
 from halftone.models.fingerprint import fingerprint
@@ -48,6 +49,17 @@ class Known:
     captions: list[str]
     long: dict[str, str]
     prompts: list[str]
+
+    @property
+    def plain(self) -> list[int]:
+        """The numbers of one picture of each concept, the first: other skin tones come after it."""
+        return [self.concepts.index(concept) for concept in dict.fromkeys(self.concepts)]
+
+    @property
+    def others(self) -> list[str]:
+        """One caption of each concept that nothing is evaluated with: what to calibrate on."""
+        evaluated = {self.concept(prompt) for prompt in self.prompts}
+        return [self.captions[number] for number in self.plain if self.concepts[number] not in evaluated]
 
     def concept(self, prompt: str) -> str:
         """Return the concept that a prompt names."""
@@ -136,9 +148,7 @@ class Workshop:
         pipe, steps = self.load_float(), given.steps
         if use.recalibrated:
             pipe, steps = with_sampler(pipe, use), use.steps or given.steps
-        # Captions that nothing is evaluated with.
-        others = [text for text in dict.fromkeys(self.known.captions) if text not in set(self.known.prompts)]
-        prompts = others or self.known.prompts
+        prompts = self.known.others or self.known.prompts
         result = halftone.quantize(
             pipe, self.recipe(row), steps=steps, seed=given.seed, budget=given.budget, each={"prompt": prompts},
             work=work, resume=work.exists(), memory=given.memory, progress=self.progress,
@@ -154,25 +164,48 @@ class Workshop:
 
     def float_samples(self, name: str) -> list[Samples]:
         """Return the float model's pictures in a use, a set for each seed of the noise."""
-        return self._drawn(self.settings.cache / "float" / self.model["sha256"][:12], name, self.load_float)
+        return self._drawn(
+            self.settings.cache / "float" / self.model["sha256"][:12], USES[name].drawing, self.load_float
+        )
 
     def quantized_samples(self, row: Row) -> list[Samples]:
         """Return the pictures of the row's model in its use."""
-        return self._drawn(self.artifact_of(row) / "samples", row.use, lambda: self.quantized(row)[0])
+        return self._drawn(self.artifact_of(row) / "samples", USES[row.use].drawing, lambda: self.quantized(row)[0])
 
-    def _drawn(self, place: Path, name: str, load_model: Any) -> list[Samples]:
-        given, use, pipe, found = self.settings, USES[name], None, []
+    def attached(self, use: Use) -> dict[str, str]:
+        """Return digests of the weights that a use puts on the model."""
+        given = self.settings
+        folders = {"lora": given.lora if use.lora is not None else None}
+        folders["controlnet"] = given.controlnet if use.kind == "controlnet" else None
+        return {
+            name: sha256_of(next(iter(sorted(folder.glob("*.safetensors")))))[:16]
+            for name, folder in folders.items()
+            if folder is not None
+        }
+
+    def _drawn(self, place: Path, use: Use, load_model: Any) -> list[Samples]:
+        given, pipe, found = self.settings, None, []
         texts, steps = self.texts(use), use.steps or given.steps
-        for seed in given.seeds:
-            start = None if use.kind == "text" else self.float_samples(PLAIN)[given.seeds.index(seed)].images
-            each, call = arguments(use, texts, start, given)
-            key = digest_of([name, asdict(use), texts, call, steps, seed])
+        for number, seed in enumerate(given.seeds):
+            each, call = arguments(use, texts, self._start(use, number), given)
+            key = digest_of([asdict(use), self.attached(use), texts, call, steps, seed, given.device])
             file = place / f"{key}.npz"
             if not file.exists():
                 pipe = pipe or made_for(load_model(), use, given)
                 _save(file, sample(pipe, len(texts), steps, seed, given.batch, self.progress, each, **call))
             found.append(_read(file))
         return found
+
+    def given(self, use: Use, number: int) -> dict[str, list]:
+        """Return what each picture of a set is drawn with: its prompt, and what it starts from."""
+        return arguments(use, self.texts(use), self._start(use, number), self.settings)[0]
+
+    def _start(self, use: Use, number: int) -> np.ndarray | None:
+        """Return the pictures that a use starts from: of the same noise, but for what is completed, which would be completed."""
+        if use.kind == "text":
+            return None
+        drawn = self.float_samples(PLAIN)
+        return drawn[(number + (use.kind == "inpaint")) % len(drawn)].images
 
 
 def pooled(sets: list[Samples]) -> Samples:
@@ -183,7 +216,7 @@ def pooled(sets: list[Samples]) -> Samples:
 
 def _save(file: Path, drawn: Samples) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
+    partial = file.with_suffix(f".{os.getpid()}.partial.npz")
     facts = np.array(json.dumps({"protocol": asdict(drawn.protocol), "seconds": drawn.seconds}))
     np.savez(partial, images=drawn.images, latents=drawn.latents, facts=facts)
     partial.replace(file)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmarks.text_to_image import plan
 from benchmarks.text_to_image.__main__ import main
-from benchmarks.text_to_image.render import PAGE, page, read, render
+from benchmarks.text_to_image.render import PAGE, lost, page, read, render, verdict
 from benchmarks.text_to_image.run import path_of, run
 from benchmarks.text_to_image.settings import DOCS, RESULTS, SECTIONS, Settings
 from benchmarks.text_to_image.uses import USES, Use, arguments
@@ -52,12 +52,21 @@ def test_every_row_of_the_study_has_a_recipe_that_loads(settings: Settings) -> N
     assert not any("LoRA" in row.use or "ControlNet" in row.use for row in without)
 
 
-def test_pictures_to_start_from_are_of_another_prompt(settings: Settings) -> None:
+def test_calibration_sees_one_caption_of_each_concept_that_is_not_evaluated(settings: Settings) -> None:
+    known = Workshop(settings).known
+    concepts = [known.concept(text) for text in known.others]
+    assert concepts and len(set(concepts)) == len(concepts)
+    assert not set(concepts) & {known.concept(prompt) for prompt in known.prompts}
+    assert {known.concepts[number] for number in known.plain} == set(known.concepts)
+
+
+def test_pictures_to_start_from(settings: Settings) -> None:
     pictures = np.zeros((3, 3, 16, 16), np.float32)
     pictures[0] = 1.0
     each, call = arguments(Use(kind="img2img"), ["a", "b", "c"], pictures, settings)
     assert [np.asarray(image).max() for image in each["image"]] == [0, 255, 0] and call["guidance_scale"] == 5.0
     each, call = arguments(Use(kind="inpaint", guidance=1.0), ["a", "b", "c"], pictures, settings)
+    assert [np.asarray(image).max() for image in each["image"]] == [255, 0, 0], "of the prompt itself"
     mask = np.asarray(each["mask_image"][0])
     assert mask[:, :8].max() == 0 and mask[:, 8:].min() == 255 and call["guidance_scale"] == 1.0
     with pytest.raises(ConfigError, match="pictures to start from"):
@@ -98,6 +107,64 @@ def test_every_use_of_the_float_model_draws(settings: Settings, use: str) -> Non
     drawn = Workshop(settings).float_samples(use)
     assert drawn[0].images.shape == (3, 3, 16, 16) and np.isfinite(drawn[0].images).all()
     assert not np.array_equal(drawn[0].images, Workshop(settings).float_samples("short prompts")[0].images)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*an input that calibration did not see")  # which the study measures
+@pytest.mark.parametrize("use", ["image-to-image", "inpainting", "lora-strength-1", "controlnet"])
+def test_every_use_of_a_quantized_model_is_measured_beside_the_float_one(settings: Settings, use: str) -> None:
+    said: list[str] = []
+    assert run(replace(settings, pattern=f"uses/{use}-*"), said.append) == [], said
+    row, reference = (
+        json.loads((settings.results / f"uses/{use}-{bits}.json").read_text()) for bits in ("w8a8", "float")
+    )
+    assert row["metrics"]["paired"]["psnr"]["value"] > 5 and len(row["metrics"]["moved"]) == 3
+    assert (row["metrics"]["paired"]["latent_mse"] is None) == (use == "inpainting")
+    assert bool(row["protocol"]["attached"]) == (use in ("lora-strength-1", "controlnet"))
+    obeyed = {"lora-strength-1": {"style_share"}, "controlnet": {"overlap"}}.get(use, set())
+    assert set(row["metrics"]["obeyed"]) == set(reference["metrics"]["obeyed"]) == obeyed
+    assert np.shape(row["metrics"]["seen"][0]["ranks"]) == (1, 3)
+    points = lost(row, reference)
+    assert points.low <= points.value <= points.high
+    text = page(read(settings.results), [])
+    assert "## Uses" in text and ("How well what is put on" in text) >= bool(obeyed)
+
+
+@pytest.mark.slow
+def test_times_and_the_pairs_that_moved_most(settings: Settings, tmp_path: Path) -> None:
+    said: list[str] = []
+    assert run(replace(settings, pattern="quality/q-diffusion-w8a8"), said.append) == [], said
+    assert run(replace(settings, pattern="latency/*"), said.append) == [], said
+    found = json.loads((settings.results / "latency/latency.json").read_text())["metrics"]["bench"]
+    names = [each["name"] for each in found["2"]["rows"]]
+    assert names[:2] == ["float32", "bfloat16"] and "Q-Diffusion, W4A8" in names and "linear, W8A8" in names
+    render(settings.results, tmp_path)
+    text = (tmp_path / PAGE).read_text()
+    assert "## The pairs that moved most" in text and "## Speed and memory" in text
+    assert (tmp_path / "text-to-image-moved-w8a8.png").stat().st_size > 500
+
+
+def test_a_row_that_breaks_does_not_take_the_others_along(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("benchmarks.text_to_image.run.measure", lambda row, *_: {}[row.name])
+    broken = replace(settings, pattern="quality/*", results=settings.results / "broken")
+    assert len(run(broken, said.append)) == 7 and not (settings.results / "broken").exists()
+
+
+def seen(*ranks: list[int]) -> dict:
+    found = {"alignment": {"top1_by_seed": [float(np.mean(np.array(each) < 1)) for each in ranks]}, "ranks": ranks}
+    return {"metrics": {"seen": [found]}}
+
+
+def test_verdicts_come_from_intervals_over_prompts() -> None:
+    right, half = [0] * 100, [0, 1] * 50
+    assert verdict(lost(seen(right), seen(right)), seen(right), "w8a8") == "met"
+    assert verdict(lost(seen(half), seen(right)), seen(right), "w4a8") == "missed"
+    one = [[1, *right[1:]], right]
+    points = lost(seen(*one), seen(right, right))
+    assert points.value == pytest.approx(0.5) and verdict(points, seen(right), "w8a8") == "open"
+    wrong = [5] * 100
+    assert verdict(lost(seen(wrong), seen(wrong)), seen(wrong), "w8a8") == "none"
 
 
 @pytest.mark.slow

@@ -1,0 +1,98 @@
+"""What networks see in the pictures: whether they show what the prompt names, and how far all of them are from real ones."""
+
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.text_to_image.uses import Use
+from benchmarks.text_to_image.workshop import Workshop
+from halftone.evaluate.alignment import alignment, concept_ranks
+from halftone.evaluate.kernel_distance import kernel_distance
+from halftone.evaluate.picture_features import Features, latent_features, squeezenet_features
+from halftone.evaluate.sample import Samples
+from halftone.zoo.emoji_controlnet import overlap
+from halftone.zoo.emoji_style_lora import printed, style_share
+
+
+class Looks:
+    """Networks that look, and what they saw in the real pictures, once for all rows."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        self._known: dict[tuple[str, bool], np.ndarray] = {}
+
+    def seen(self, drawn: list[Samples], use: Use) -> list[dict[str, Any]]:
+        """Return, for each network: alignment with the prompts, rank of the right concept by seed and picture, kernel distance.
+
+        Pictures in the adapter's style are compared with real ones in that style where those are at hand. The kernel distance is
+        that to one picture of each concept, as no prompt asks for a skin tone; ``floor`` is that of one half of them to the other.
+        """
+        known = self.workshop.known
+        wanted = [known.concept(text) for text in known.prompts]
+        found = []
+        for name, look in self._networks.items():
+            references = self._references(name, use.lora is not None)
+            features = [look(each.images) for each in drawn]
+            right = alignment(name, features, wanted, references, known.concepts)
+            ranks = [concept_ranks(each, wanted, references, known.concepts).tolist() for each in features]
+            plain = references[known.plain]
+            far = kernel_distance(name, np.concatenate(features), plain)
+            floor = kernel_distance(name, plain[::2], plain[1::2])
+            facts = {"alignment": asdict(right), "ranks": ranks, "kernel": asdict(far), "floor": asdict(floor)}
+            found.append(facts)
+        return found
+
+    def moved(self, mine: np.ndarray, theirs: np.ndarray) -> list[float]:
+        """Return how far each picture is from the other model's in what the first network sees: 1 - the cosine, ``[N]``."""
+        name, look = next(iter(self._networks.items()))
+        centre = self._references(name, styled=False).mean(axis=0)
+        units = [_unit(look(images) - centre) for images in (mine, theirs)]
+        return [float(f"{value:.4g}") for value in 1 - (units[0] * units[1]).sum(1)]
+
+    @cached_property
+    def _networks(self) -> dict[str, Features]:
+        """The model's own encoder first: every latent model brings one."""
+        vae: Any = self.workshop.load_float().vae
+        found = {f"{self.workshop.model['name']} latents": latent_features(vae)}
+        weights = self.workshop.settings.squeezenet
+        return found if weights is None else {**found, "SqueezeNet": squeezenet_features(weights)}
+
+    def _references(self, name: str, styled: bool) -> np.ndarray:
+        weights = self.workshop.settings.squeezenet
+        styled = styled and weights is not None
+        if (name, styled) not in self._known:
+            own = name != "SqueezeNet" and not styled
+            self._known[name, styled] = (
+                self.workshop.known.features if own else self._networks[name](self._real(weights, styled))  # type: ignore[arg-type]
+            )
+        return self._known[name, styled]
+
+    def _real(self, weights: Path, styled: bool) -> np.ndarray:
+        """Return the real pictures, which lie beside SqueezeNet's weights, ``[M, 3, S, S]`` in [0, 1]."""
+        from halftone.zoo.emoji_data import read
+
+        sample: Any = self.workshop.load_float().unet.config
+        scale = 2 ** (len(self.workshop.load_float().vae.config.block_out_channels) - 1)
+        data = read(weights.parent, sample.sample_size * scale)
+        pixels = data.pixels(torch.arange(len(data.emoji)))
+        return ((printed(pixels) if styled else pixels) / 2 + 0.5).numpy()
+
+
+def obeyed(drawn: list[Samples], each: list[dict[str, list]], use: Use) -> dict[str, float]:
+    """Return how well what was put on the model is followed: the style's share of pixels, the overlap with the masks."""
+    images = torch.from_numpy(np.concatenate([samples.images for samples in drawn]))
+    found = {}
+    if use.lora is not None:
+        found["style_share"] = style_share(images)
+    if use.kind == "controlnet":
+        given = [np.moveaxis(np.asarray(image), -1, 0) for call in each for image in call["image"]]
+        found["overlap"] = overlap(images, torch.from_numpy(np.stack(given)).float() / 255)
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
