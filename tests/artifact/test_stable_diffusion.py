@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
 from peft import LoraConfig
@@ -142,6 +143,22 @@ def test_offloading_between_components(pipe: StableDiffusionPipeline) -> None:
     assert np.array_equal(draw(pipe), images)
 
 
+def test_offloading_layer_by_layer(pipe: StableDiffusionPipeline) -> None:
+    images = draw(pipe)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    assert np.array_equal(draw(pipe), images)
+
+
+def test_device_maps(folder: Path, pipe: StableDiffusionPipeline) -> None:
+    images = draw(pipe)
+    mapped = StableDiffusionPipeline.from_pretrained(folder, device_map="cpu")
+    assert np.array_equal(draw(mapped), images)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", device_map={"": "cpu"})
+    assert all(torch.equal(value, pipe.unet.state_dict()[name]) for name, value in unet.state_dict().items())
+    with pytest.raises(ConfigError, match="disk"):
+        UNet2DConditionModel.from_pretrained(folder / "unet", device_map={"": "disk"})
+
+
 def test_half_the_width(folder: Path) -> None:
     loaded = load_pipeline(folder, dtype=torch.bfloat16)
     assert loaded.unet.conv_in.bias.dtype == torch.bfloat16
@@ -264,7 +281,9 @@ def test_a_pipeline_with_a_controlnet_is_calibrated_with_it(folder: Path, tmp_pa
     made = StableDiffusionControlNetPipeline.from_pipe(float_pipe, controlnet=controlnet(float_pipe))
     made.set_progress_bar_config(disable=True)
     each = {"prompt": PROMPTS, "image": [RED] * len(PROMPTS)}
-    result = halftone.quantize(made, "rtn-w8a8", steps=3, budget="demo", each=each, overrides=["calibration.samples=6"])
+    how = {"steps": 3, "budget": "demo", "each": each, "overrides": ["calibration.samples=6"]}
+    result = halftone.quantize(made, "rtn-w8a8", work=tmp_path / "work", **how)
+    assert set(result.report["trajectory"]["conditions"]) == {"prompt", "image"}
     (sentence,) = result.report["left_float"]
     assert "controlnet" in sentence
     again = load_pipeline(save_pipeline(made, tmp_path / "controlled"))

@@ -120,3 +120,101 @@ def test_two_components_of_different_versions(quantized: Path, tmp_path: Path) -
     (folder / "controlnet/config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match=r"controlnet.*99"):
         halftone.artifact.load_pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["at least one prompt"]),
+        (b"\n \n\n", ["at least one prompt"]),
+        (b"\xff\xfe\x00a red circle", ["a text file in UTF-8"]),
+        (b"a " * 6000, ["prompts of at most 10000 characters"]),
+    ],
+    ids=["empty", "blank", "not UTF-8", "a book on one line"],
+)
+def test_files_that_are_no_prompts(
+    halftone: Halftone, quantized: Path, tmp_path: Path, content: bytes, words: list[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_bytes(content)
+    where = ("--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "x")
+    refused(halftone, words, "quantize", quantized, "--recipe", "rtn-w8a8", *where)
+    where = ("--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "x.png")
+    refused(halftone, words, "generate", quantized, *where)
+
+
+def test_an_enormous_file_is_not_read(
+    halftone: Halftone, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halftone.cli.options._LARGEST_FILE", 20)
+    (tmp_path / "prompts.txt").write_text("a red circle and a blue square\n")
+    where = ("--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "x.png")
+    refused(halftone, ["a list of prompts, at most"], "generate", quantized, *where)
+
+
+def test_prompts_that_are_cut_off_are_named(halftone: Halftone, quantized: Path, base: Path, tmp_path: Path) -> None:
+    long = "a red circle " * 60
+    (tmp_path / "prompts.txt").write_text(f"a red circle\n{long}\n")
+    how = ("--prompts", tmp_path / "prompts.txt", "-n", 2, "--steps", 2, "-o", tmp_path / "x.png")
+    done = halftone("generate", quantized, *how)
+    assert done.code == 0 and "1 of 2 prompts are longer than the" in done.err and "'a red circle a red" in done.err
+    short = halftone(*DRAW, quantized, "-o", tmp_path / "y.png")
+    assert short.code == 0 and "longer than the" not in short.err
+
+
+def test_without_prompts_the_usual_ones_calibrate(halftone: Halftone, base: Path, tmp_path: Path) -> None:
+    how = ("--recipe", "rtn-w8a8", "--steps", 2, "--set", "calibration.samples=8")
+    done = halftone("quantize", base / "model", *how, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert "the 100 prompts that come with Halftone" in done.err
+    assert done.json["report"]["trajectory"]["conditions"]["prompt"].startswith("100 values")
+
+
+def test_evaluating_under_the_guidance_that_was_calibrated(
+    halftone: Halftone, base: Path, quantized: Path, tmp_path: Path
+) -> None:
+    how = ("--prompts", base / "prompts.txt", "--samples", 2, "--steps", 2, "--trail", 2, "--json")
+    own = halftone("evaluate", quantized, "--against", base / "model", *how)
+    assert own.code == 0, own.err
+    other = halftone("evaluate", quantized, "--against", base / "model", *how, "--guidance", 2, "--negative", "blue")
+    assert "guidance 2.0 (calibrated: 7.5)" in other.err and "guidance" not in own.err
+    assert other.json["paired"]["psnr"] != own.json["paired"]["psnr"]
+    with np.load(quantized / "halftone/samples.npz") as kept:
+        assert kept["texts"].tolist() == [PROMPTS[n % len(PROMPTS)] for n in range(2)]
+
+
+def test_a_hub_id_without_a_network_says_what_to_do(halftone: Halftone, tmp_path: Path) -> None:
+    words = ["a pipeline on the hub that can be reached", "hf download", "halftone zoo"]
+    refused(halftone, words, "generate", "nobody/nothing-of-this-name", "--prompt", "a", "-o", tmp_path / "x.png")
+    refused(halftone, words, "inspect", "--plan", "nobody/nothing-of-this-name")
+
+
+@pytest.mark.parametrize("gone", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+def test_a_folder_that_is_half_there(halftone: Halftone, base: Path, tmp_path: Path, gone: str) -> None:
+    folder = Path(shutil.copytree(base / "model", tmp_path / "half"))
+    (folder / gone).unlink()
+    words = ["a whole pipeline folder", gone.partition("/")[0], "fetch it again"]
+    refused(halftone, words, "generate", folder, "--prompt", "a", "-o", tmp_path / "x.png")
+
+
+def test_a_shard_that_is_not_there(halftone: Halftone, base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base / "model", tmp_path / "half"))
+    whole = folder / "unet/diffusion_pytorch_model.safetensors"
+    shutil.copy(whole, folder / "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+    whole.unlink()
+    shards = {
+        "a": "diffusion_pytorch_model-00001-of-00002.safetensors",
+        "b": "diffusion_pytorch_model-00002-of-00002.safetensors",
+    }
+    index = {"metadata": {"total_size": 1}, "weight_map": shards}
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    words = ["a whole pipeline folder", shards["b"], "fetch it again"]
+    refused(halftone, words, "generate", folder, "--prompt", "a", "-o", tmp_path / "x.png")
+
+
+def test_a_pipeline_without_a_denoiser(halftone: Halftone, base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base / "model", tmp_path / "none"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["unet"] = [None, None]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    done = halftone("quantize", folder, "--recipe", "rtn-w8a8", "-o", tmp_path / "out")
+    assert done.code == 2 and "denoiser" in done.err, done.err

@@ -40,6 +40,28 @@ def check_folder(folder: Path) -> dict[str, Description]:
     return found
 
 
+def missing_files(folder: Path) -> list[str]:
+    """Return the weights that a pipeline's folder lacks, by path inside it: all of a network's, or some of its shards."""
+    found: list[str] = []
+    if not (folder / INDEX).is_file():
+        return found
+    for component in _components(folder):
+        place = folder / component
+        present = {path.name for path in place.iterdir()}
+        listed = {
+            name
+            for path in place.glob("*.index.json")
+            for name in (read_json(path).get("weight_map") or {}).values()
+            if isinstance(name, str)
+        }
+        found += [f"{component}/{name}" for name in sorted(listed - present)]
+        # Schedulers and tokenizers have other configurations; whatever has this one has weights.
+        whole = any(Path(name).suffix in {".safetensors", *_PICKLED} for name in present)
+        if "config.json" in present and not listed and not whole:
+            found.append(f"{component}/*.safetensors")
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from halftone.artifact.folder import INDEX, check_folder, read_json
-from halftone.artifact.pipeline import refuse_path
+from halftone.artifact.pipeline import WITHOUT_HUB, refuse_path
 from halftone.artifact.registration import register
 from halftone.foundation.errors import ConfigError, HalftoneError
 from halftone.models.denoiser import name_of_denoiser
@@ -69,7 +69,7 @@ def _from_hub(source: str) -> tuple[str, dict[str, Any]]:
     except Exception as error:  # whatever diffusers or the hub client raises
         lines = str(error).strip().splitlines() or [""]
         got = f"{type(error).__name__}: {lines[0][:300]}"
-        raise ConfigError(source, "a pipeline on the hub that can be reached", got) from error
+        raise ConfigError(source, "a pipeline on the hub that can be reached", got, WITHOUT_HUB) from error
 
 
 def _build(source: str, config: dict[str, Any]) -> nn.Module:

@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from halftone.artifact.folder import INDEX, check_folder
+from halftone.artifact.folder import INDEX, check_folder, missing_files
 from halftone.artifact.registration import register
 from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError, OutputError
 from halftone.foundation.files import check_output, staged_folder, write_atomically
+from halftone.foundation.wording import some
 from halftone.models.controlnets import refuse_unfit_controlnets
 from halftone.nn.running import WEIGHTS, set_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+WITHOUT_HUB = (
+    "Without a network, fetch it where there is one (hf download OWNER/NAME --local-dir DIR), copy DIR here and name it; "
+    "`halftone zoo` lists models that need none."
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -52,7 +57,7 @@ def _found(source: str | Path, kwargs: dict[str, Any]) -> "DiffusionPipeline":
     folder = Path(source)
     if not folder.is_dir():
         refuse_path(str(source), folder)
-        return _load(str(source), ConfigError, "a pipeline on the hub that can be reached", kwargs)
+        return _load(str(source), ConfigError, "a pipeline on the hub that can be reached", kwargs, WITHOUT_HUB)
     if check_folder(folder):
         kwargs.setdefault("use_safetensors", True)
         return _load(str(source), ArtifactError, "a pipeline that diffusers can load", kwargs)
@@ -67,7 +72,9 @@ def refuse_path(source: str, path: Path) -> None:
         raise ConfigError(source, "a pipeline folder or a hub id (owner/name)", "neither")
 
 
-def _load(source: str, failure: type[HalftoneError], expected: str, kwargs: dict[str, Any]) -> "DiffusionPipeline":
+def _load(
+    source: str, failure: type[HalftoneError], expected: str, kwargs: dict[str, Any], fix: str = ""
+) -> "DiffusionPipeline":
     from diffusers import DiffusionPipeline
     from diffusers.pipelines import pipeline_utils
 
@@ -78,8 +85,12 @@ def _load(source: str, failure: type[HalftoneError], expected: str, kwargs: dict
     except HalftoneError:
         raise
     except Exception as error:  # whatever diffusers, the hub client or a component's library raises
+        missing = missing_files(Path(source))
+        if missing:
+            again = "It may be half downloaded or half copied: fetch it again."
+            raise failure(source, "a whole pipeline folder", f"no {some(missing)}", again) from error
         lines = str(error).strip().splitlines() or [""]
-        raise failure(source, expected, f"{type(error).__name__}: {lines[0][:300]}") from error
+        raise failure(source, expected, f"{type(error).__name__}: {lines[0][:300]}", fix) from error
     refuse_unfit_controlnets(pipe)
     return pipe
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,12 @@ import torch
 from PIL import Image
 
 from halftone.foundation.seeds import generator
+
+
+def usual_prompts() -> list[str]:
+    """Return a hundred short descriptions of many kinds of pictures: what to calibrate on where nobody names prompts."""
+    text = resources.files("halftone.calibrate").joinpath("prompts.txt").read_text(encoding="utf-8")
+    return text.splitlines()
 
 
 def digest(value: Any) -> str:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Engine, Json, Model, Prompts, Seed, Steps, Weights, read_prompts
+from halftone.cli.options import (
+    Engine,
+    Guidance,
+    Json,
+    Model,
+    Negative,
+    Prompts,
+    Seed,
+    Steps,
+    Weights,
+    read_prompts,
+)
 from halftone.cli.output import emit, table, working
 from halftone.foundation.errors import ConfigError, suggest
 
@@ -77,6 +88,8 @@ def command(
     seed: Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     prompts: Prompts = None,
+    guidance: Guidance = None,
+    negative: Negative = None,
     engine: Engine = None,
     weights: Weights = "ready",
     trail: Annotated[int, typer.Option(min=0, help="Images for the errors at each step; 0 leaves them out.")] = 16,
@@ -109,16 +122,26 @@ def command(
     with working() as progress:
         from dataclasses import replace
 
-        from halftone.cli.models import doubts, label, local_artifact, open_model, unlike_calibration, use_engine
+        from halftone.cli.models import (
+            cut_off,
+            doubts,
+            label,
+            local_artifact,
+            open_model,
+            options,
+            unlike_calibration,
+            use_engine,
+        )
 
         pipe = open_model(model, device=device, weights=weights)
         for note in use_engine(pipe, engine):
             progress.say(f"note: {note}")
         other = open_model(against, device=device) if against else None
-        notes = doubts(model, pipe, against, other) + unlike_calibration(pipe, steps)
+        notes = doubts(model, pipe, against, other) + cut_off(pipe, texts) + unlike_calibration(pipe, steps, guidance)
         for note in notes:
             progress.say(f"warning: {note}")
         how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}
+        how |= options(pipe, guidance_scale=guidance, negative_prompt=negative)
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
         if public or real:
             found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
@@ -158,7 +181,7 @@ def parse_expectation(text: str, has_pair: bool = True) -> Expectation:
 def _measure(
     pipe: "DiffusionPipeline",
     other: "DiffusionPipeline | None",
-    how: dict[str, int],
+    how: dict[str, Any],
     texts: list[str] | None,
     trail_samples: int,
     progress: "Progress",
@@ -217,7 +240,7 @@ def _keep(
     drawn: "Samples",
     paired: "Samples | None",
     other: "DiffusionPipeline | None",
-    how: dict[str, int],
+    how: dict[str, Any],
     texts: list[str] | None,
     progress: "Progress",
 ) -> None:
@@ -241,6 +264,8 @@ def _keep(
             name: (each.images[:_SHOWN].clip(0, 1) * 255).round().astype(np.uint8)
             for name, each in (("quantized", drawn), ("float", paired))
         }
+        if texts:
+            pixels["texts"] = np.array([texts[n % len(texts)] for n in range(len(pixels["float"]))])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **pixels)  # type: ignore[arg-type]
         write_atomically(folder / PAIRS, buffer.getvalue())

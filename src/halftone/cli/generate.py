@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halftone.cli.options import Engine, Json, Model, Overwrite, Prompts, Seed, Steps, Weights, read_prompts
+from halftone.cli.options import (
+    Engine,
+    Guidance,
+    Json,
+    Model,
+    Negative,
+    Overwrite,
+    Prompts,
+    Seed,
+    Steps,
+    Weights,
+    read_prompts,
+)
 from halftone.cli.output import emit, working
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import check_output_file
@@ -26,13 +38,8 @@ def command(
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of pictures.")] = 16,
     prompt: Annotated[str | None, typer.Option(help="Text, for pipelines that take one.")] = None,
     prompts: Prompts = None,
-    negative: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="What guidance leads away from, for pipelines that take a prompt."),
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0.0, help="Guidance scale; the pipeline's own by default, 1 turns it off.")
-    ] = None,
+    negative: Negative = None,
+    guidance: Guidance = None,
     label: Annotated[int | None, typer.Option(help="Class number, for pipelines that take one.")] = None,
     lora: Annotated[
         list[str] | None,
@@ -70,14 +77,14 @@ def command(
         import io
 
         from halftone.cli.adapters import use_loras
-        from halftone.cli.models import conditions, open_model, options, unlike_calibration, use_engine
+        from halftone.cli.models import conditions, cut_off, open_model, options, unlike_calibration, use_engine
         from halftone.evaluate.sample import sample
         from halftone.foundation.files import write_atomically
 
         pipe = open_model(model, device=device, weights=weights)
         notes = use_engine(pipe, engine)
         each = conditions(pipe, count, texts, label)
-        for sentence in notes + unlike_calibration(pipe, steps, guidance):
+        for sentence in notes + cut_off(pipe, texts) + unlike_calibration(pipe, steps, guidance):
             progress.say(f"note: {sentence}")
         call = options(pipe, negative_prompt=negative, guidance_scale=guidance)
         use_loras(pipe, lora or [])

@@ -148,6 +148,24 @@ def conditions(
     return {"class_labels": [n * classes // count for n in range(count)]}
 
 
+def cut_off(pipe: "DiffusionPipeline", prompts: list[str] | None) -> list[str]:
+    """Return a sentence if text encoders of the pipeline do not see the ends of some prompts; none where they see all."""
+    notes = []
+    for name, tokenizer in ((name, getattr(pipe, name, None)) for name in ("tokenizer", "tokenizer_2")):
+        most = getattr(tokenizer, "model_max_length", None)
+        # Those without a limit say so with a number beyond all prompts.
+        if not prompts or tokenizer is None or not isinstance(most, int) or most > 10**6:
+            continue
+        lengths = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
+        long = [text for text, length in zip(prompts, lengths, strict=True) if length > most]
+        if long:
+            notes.append(
+                f"{len(long)} of {len(prompts)} prompts are longer than the {most} tokens that the {name} passes on, and are cut "
+                f"off; the first: '{long[0][:60]}...'"
+            )
+    return notes[:1]
+
+
 def options(pipe: "DiffusionPipeline", **wanted: Any) -> dict[str, Any]:
     """Return those arguments of a pipeline call that are not None.
 
@@ -205,7 +223,10 @@ def unlike_calibration(pipe: "DiffusionPipeline", steps: int, guidance: float | 
     known = (found.trajectory if found else None) or {}
     if found is None or not known or not _calibrated(found):
         return []
-    now = {"scheduler": type(pipe.scheduler).__name__, "steps": steps}
+    now: dict[str, Any] = {"scheduler": type(pipe.scheduler).__name__, "steps": steps}
+    own = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
+    if guidance is None and own is not None:
+        guidance = own.default  # what the pipeline is called with
     then = {key: known.get(key) for key in now}
     scale = (known.get("arguments") or {}).get("guidance_scale")
     if guidance is not None and scale is not None:

@@ -39,12 +39,21 @@ Roles = Annotated[
     typer.Option("--roles", exists=True, dir_okay=False, help="Role table (TOML) for an architecture without one."),
 ]
 
+Negative = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="What guidance leads away from, for pipelines that take a prompt."),
+]
+Guidance = Annotated[
+    float | None, typer.Option(min=0.0, help="Guidance scale; the pipeline's own by default, 1 turns it off.")
+]
 KeepAs = Annotated[
     str,
     typer.Option(
         metavar="DTYPE", help="How activations are held from block to block: float32, or bfloat16 in half the space."
     ),
 ]
+# Bounds that no list of prompts comes near, and a file of something else does.
+_LARGEST_FILE, _LONGEST_PROMPT = 64 * 10**6, 10_000
 _KEPT = ("float32", "bfloat16")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?B)?", re.IGNORECASE)
@@ -91,13 +100,21 @@ def read_prompts(file: Path) -> list[str]:
     """Return the lines of ``file`` that are not empty.
 
     Raises:
-        ConfigError: there is none, or it is not text.
+        ConfigError: there is none, it is not text, or far longer than prompts are.
     """
     try:
+        size = file.stat().st_size
+        if size > _LARGEST_FILE:
+            got = f"{size / 1e6:.0f} MB"
+            raise ConfigError(f"--prompts {file}", f"a list of prompts, at most {_LARGEST_FILE // 10**6} MB", got)
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts {file}", "a text file in UTF-8", type(error).__name__) from error
     prompts = [line for line in lines if line]
     if not prompts:
         raise ConfigError(f"--prompts {file}", "at least one prompt, one a line", "an empty file")
+    longest = max(prompts, key=len)
+    if len(longest) > _LONGEST_PROMPT:
+        got = f"one of {len(longest)} characters: {longest[:40]!r}..."
+        raise ConfigError(f"--prompts {file}", f"prompts of at most {_LONGEST_PROMPT} characters, one a line", got)
     return prompts

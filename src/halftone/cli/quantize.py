@@ -141,7 +141,8 @@ def _quantize(
 
     from halftone.api import quantize
     from halftone.artifact import save_pipeline
-    from halftone.cli.models import conditions, label, open_model
+    from halftone.calibrate.conditions import usual_prompts
+    from halftone.cli.models import conditions, cut_off, label, open_model, takes
     from halftone.cli.recipes import resolved
     from halftone.foundation.files import text_digest, write_atomically
     from halftone.models.component import component
@@ -157,6 +158,13 @@ def _quantize(
             raise ConfigError(
                 "--also", "another component than the denoiser", f"'{name}'", "That is what --recipe is for."
             )
+    if prompts is None and takes(pipe, "prompt"):
+        prompts = usual_prompts()
+        progress.say(
+            f"note: calibrating on the {len(prompts)} prompts that come with Halftone; --prompts FILE names those you will use"
+        )
+    for note in cut_off(pipe, prompts):
+        progress.say(f"note: {note}")
     each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts) or None
     progress.say(f"quantizing {model} with {recipe}, budget {how['budget']}:")
     for line in resolved(load(recipe, how["budget"], how["overrides"], component(pipe).parameters))[1].splitlines():

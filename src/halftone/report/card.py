@@ -180,9 +180,12 @@ def _calibration(pieces: Pieces) -> str:
     select = mapping(facts, "select").get("name", "not said")
     guidance = mapping(facts, "arguments").get("guidance_scale")
     guided = "" if guidance is None else f", guidance {guidance}"
+    given = "".join(f"; {name}: {said}" for name, said in mapping(facts, "conditions").items())
+    source = pieces.quantize.get("source")
+    made_from = f" The float model's fingerprint is `{source[:16]}`." if isinstance(source, str) else ""
     return (
         f"{facts.get('samples')} calls of the float model's own sampling: {facts.get('scheduler')}, {facts.get('steps')} "
-        f"steps, selection `{select}`, seed {facts.get('seed')}{guided}. Static activation ranges fit this sampler; another "
+        f"steps, selection `{select}`, seed {facts.get('seed')}{guided}{given}.{made_from} Static activation ranges fit this sampler; another "
         "one, or far fewer steps, gives the denoiser other inputs."
     )
 

@@ -31,10 +31,11 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Pairs:
-    """Samples of both models from the same noise, uint8 ``[N, C, H, W]`` with 1 or 3 channels."""
+    """Samples of both models from the same noise, uint8 ``[N, C, H, W]`` with 1 or 3 channels; ``texts`` are their prompts."""
 
     quantized: np.ndarray
     original: np.ndarray
+    texts: tuple[str, ...] = ()
 
     def psnr(self) -> list[float]:
         """Return each pair's PSNR in dB, infinite for equal ones."""
@@ -80,11 +81,18 @@ def _read_pairs(path: Path) -> Pairs:
     try:
         # Without pickle, which is NumPy's default: nothing in a folder is executed.
         with np.load(path, allow_pickle=False) as archive:
-            pairs = Pairs(archive["quantized"], archive["float"])
+            texts = archive["texts"].tolist() if "texts" in archive else []
+            pairs = Pairs(archive["quantized"], archive["float"], tuple(map(str, texts)))
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ArtifactError(str(path), "the arrays 'quantized' and 'float'", str(error)[:200]) from error
     shape = pairs.quantized.shape
-    ordinary = len(shape) == 4 and shape[0] > 0 and shape[1] in (1, 3) and pairs.original.shape == shape
+    ordinary = (
+        len(pairs.texts) in (0, shape[0])
+        and len(shape) == 4
+        and shape[0] > 0
+        and shape[1] in (1, 3)
+        and pairs.original.shape == shape
+    )
     if not ordinary or pairs.quantized.dtype != np.uint8 or pairs.original.dtype != np.uint8:
         got = f"{shape} {pairs.quantized.dtype} and {pairs.original.shape} {pairs.original.dtype}"
         raise ArtifactError(str(path), "two uint8 arrays [N, 1 or 3, H, W]", got)

@@ -43,13 +43,14 @@ def samples(pieces: Pieces) -> Markup:
     shown = []
     for number_, psnr in enumerate(pairs.psnr()[:_PAIRS]):
         one, other = pairs.original[number_], pairs.quantized[number_]
-        shown.append(_pair(number_ + 1, one, other, psnr))
+        text = pairs.texts[number_] if pairs.texts else ""
+        shown.append(_pair(number_ + 1, one, other, psnr, text))
     controls = Markup(
         '<div class="controls" hidden><div role="group" aria-label="view">'
         '<button type="button" data-view="beside" aria-pressed="true">Side by side</button>'
         '<button type="button" data-view="wipe" aria-pressed="false">Wipe</button>'
         f'<button type="button" data-view="difference" aria-pressed="false">Difference ×{_GAIN}</button></div>'
-        '<label class="wipe">float <input type="range" min="0" max="100" value="50"> quantized</label></div>'
+        '<label class="wipe">float <input type="range" min="0" max="100" value="50"> quantized, all pairs</label></div>'
     )
     kind = "pairs small" if max(height, width) <= 128 else "pairs"
     note = f"The first {len(shown)}, not selected. "
@@ -58,14 +59,15 @@ def samples(pieces: Pieces) -> Markup:
     return section(title, lead, controls, grid, tag("p", note, class_="note"))
 
 
-def _pair(place: int, original: Any, quantized: Any, psnr: float) -> Markup:
+def _pair(place: int, original: Any, quantized: Any, psnr: float, text: str) -> Markup:
     apart = pictures.difference(quantized, original, _GAIN)
     images = [
         tag("span", Markup(f'<img class="{kind}" src="{pictures.data_uri(data)}" alt="{kind} sample {place}">'))
         for kind, data in (("float", original), ("quantized", quantized), ("difference", apart))
     ]
-    caption = tag("figcaption", "identical" if math.isinf(psnr) else f"{psnr:.1f} dB")
-    return tag("figure", tag("div", *images, class_="stack"), caption)
+    slider = Markup(f'<input class="own" type="range" min="0" max="100" value="50" aria-label="wipe sample {place}">')
+    caption = tag("figcaption", f"{text}, " if text else "", "identical" if math.isinf(psnr) else f"{psnr:.1f} dB")
+    return tag("figure", tag("div", *images, class_="stack"), slider, caption)
 
 
 # Quality.
