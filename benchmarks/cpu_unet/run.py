@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_unet.cases import short
+from benchmarks.cpu_unet.contenders import BY_NAME
 from benchmarks.cpu_unet.measure import error, footprint, latency, weigh, weight
 from benchmarks.cpu_unet.plan import Row, rows
 from benchmarks.cpu_unet.process import Failed
@@ -17,12 +18,13 @@ from benchmarks.records import circumstances, readable
 from halftone.foundation.files import write_atomically
 
 SCHEMA = 1
+_OURS = "halftone_engine"
 
 
 def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
-    """Measure all missing rows of the sections asked for and return the names of those that failed.
+    """Measure all missing rows of the sections asked for and return the names of those in which Halftone failed.
 
-    A road that cannot run a model is no failure of the study: its row says why, and is not tried again.
+    Another road that cannot run a model is no failure of the study: its row says why, and is not tried again.
     """
     missing = [model for model in settings.trained if not shipped(model)]
     if missing and "error" in settings.sections:
@@ -32,6 +34,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
     asked = rows(settings)
     wanted = [row for row in asked if not (settings.resume and _there(row, settings))]
     say(f"{len(asked)} rows, {len(asked) - len(wanted)} there already, {len(wanted)} to do")
+    failed = []
     for number, row in enumerate(wanted, 1):
         began = time.monotonic()
         metrics = _measured(row, workshop)
@@ -39,7 +42,14 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
         content = {"schema": SCHEMA, "row": _plain(row), "protocol": protocol(row, settings), **circumstances(seconds)}
         write_atomically(path_of(row, settings), readable({**content, "metrics": metrics}))
         say(f"[{number}/{len(wanted)}] {row.section}/{row.name}: {_spoken(row, metrics)} ({seconds:.0f} s)")
-    return []
+        if any("failed" in each for name, each in _by_contender(row, metrics).items() if BY_NAME[name].road == _OURS):
+            failed.append(f"{row.section}/{row.name}")
+    return failed
+
+
+def _by_contender(row: Row, metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = metrics.get("contenders", {row.contenders[0].name: metrics})
+    return found
 
 
 def _measured(row: Row, workshop: Workshop) -> dict[str, Any]:

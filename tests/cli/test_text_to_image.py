@@ -217,4 +217,4 @@ def test_a_pipeline_without_a_denoiser(halftone: Halftone, base: Path, tmp_path:
     index["unet"] = [None, None]
     (folder / "model_index.json").write_text(json.dumps(index))
     done = halftone("quantize", folder, "--recipe", "rtn-w8a8", "-o", tmp_path / "out")
-    assert done.code == 2 and "denoiser" in done.err, done.err
+    assert done.code == 2 and "unet" in done.err, done.err

@@ -105,8 +105,13 @@ def test_half_precision_between_layers_differs_by_its_own_precision(cross: bool,
 def test_a_text_is_looked_at_once_and_another_one_is_noticed() -> None:
     block, (x, text) = Block(True, False), inputs(True)
     first = run(block, x, text)
-    held = _Held.of[block.attn].found
-    assert torch.equal(run(block, x, text.clone()), first) and _Held.of[block.attn].found is held
+    held = _Held.of[block.attn]
+    assert torch.equal(run(block, x, text.clone()), first) and _Held.of[block.attn] is held
+    other = run(block, x, -text)
+    assert not torch.equal(other, first) and len(_Held.of[block.attn]) == 2
+    held = _Held.of[block.attn]
+    for given, wanted in ((text, first), (-text, other)):
+        assert torch.equal(run(block, x, given), wanted) and _Held.of[block.attn] is held, "both halves of guidance"
     written = text.clone()
     run(block, x, written)
     written.data[0, 0] += 1.0  # behind the back of PyTorch's counter of versions
@@ -127,10 +132,10 @@ def test_attentions_hold_one_copy_of_a_text_together() -> None:
     (first, second), (x, text) = (Block(True, False), Block(True, False)), inputs(True)
     for block in (first, second):
         run(block, x, text)
-    assert _Held.of[first.attn].text is _Held.of[second.attn].text is not text
+    assert _Held.of[first.attn][0].text is _Held.of[second.attn][0].text is not text
     run(second, x, text + 1)
     run(first, x, text)
-    assert _Held.of[first.attn].text is not _Held.of[second.attn].text
+    assert _Held.of[first.attn][0].text is not _Held.of[second.attn][0].text
 
 
 @needs_product

@@ -57,6 +57,8 @@ def _human(found: dict[str, Any]) -> str:
     lines.append(
         f"loops      {'compiled for this processor' if missing is None else f'PyTorch operators instead, slower: {missing}'}"
     )
+    reason = found["native_product"]
+    lines.append(f"products   {'native integers' if reason is None else f'of oneDNN, where it runs: {reason}'}")
     for kind, reason in found["native_attention"].items():
         without = {"codes": "simulated, slower", "bfloat16": "PyTorch's own"}[kind]
         lines.append(f"attention  on {kind}: {'native' if reason is None else f'{without}: {reason}'}")

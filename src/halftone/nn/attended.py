@@ -81,28 +81,29 @@ def _plain(attn: Any) -> bool:
     return plain and all(extra is None for extra in extras) and len(attn.to_out) == 2
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Held:
     """Keys and values of a text.
 
     Attributes:
         text: what they were made of, a copy: whoever writes on the tensor itself does not change it.
-        calls: by which calls.
+        calls: by which calls; they hold weights, and are not kept alive for this.
     """
 
     text: torch.Tensor
-    calls: tuple[TakesCodes, TakesCodes]
+    calls: tuple[ReferenceType[TakesCodes], ReferenceType[TakesCodes]]
     found: tuple[torch.Tensor, torch.Tensor]
 
-    # By attention, outside of it: neither a copy nor a pickle of the model takes them along.
-    of: ClassVar[WeakKeyDictionary[nn.Module, "_Held"]] = WeakKeyDictionary()
+    # By attention, outside of it: neither a copy nor a pickle of the model takes them along. Two texts, the latest first: guidance
+    # may call once for each.
+    of: ClassVar[WeakKeyDictionary[nn.Module, tuple["_Held", ...]]] = WeakKeyDictionary()
     # The text that was copied last, while somebody holds it: all attentions of a network read one.
     latest: ClassVar[ReferenceType[torch.Tensor] | None] = None
 
     def hold(self, text: torch.Tensor, calls: tuple[TakesCodes, TakesCodes], dtype: torch.dtype) -> bool:
         """Return whether they are those of ``text`` by ``calls``."""
-        same = calls[0] is self.calls[0] and calls[1] is self.calls[1] and dtype == self.found[0].dtype
-        return same and _equal(text, self.text)
+        same = all(mine() is call for mine, call in zip(self.calls, calls, strict=True))
+        return same and dtype == self.found[0].dtype and _equal(text, self.text)
 
     @classmethod
     def copied(cls, text: torch.Tensor) -> torch.Tensor:
@@ -121,12 +122,12 @@ def _equal(text: torch.Tensor, other: torch.Tensor) -> bool:
 def _keys_and_values(
     attn: nn.Module, ways: _Ways, context: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    calls = (ways.key, ways.value)
-    held = _Held.of.get(attn)
-    if held is None or not held.hold(context, calls, dtype):
-        codes = encode(context, ways.key.grid)
-        others = codes if ways.key.grid == ways.value.grid else encode(context, ways.value.grid)
-        found = ways.key.from_codes(codes, dtype), ways.value.from_codes(others, dtype)
-        held = _Held(_Held.copied(context), calls, found)
-        _Held.of[attn] = held
-    return held.found
+    calls, known = (ways.key, ways.value), _Held.of.get(attn, ())
+    for held in known:
+        if held.hold(context, calls, dtype):
+            return held.found
+    codes = encode(context, ways.key.grid)
+    others = codes if ways.key.grid == ways.value.grid else encode(context, ways.value.grid)
+    found = ways.key.from_codes(codes, dtype), ways.value.from_codes(others, dtype)
+    _Held.of[attn] = (_Held(_Held.copied(context), (ref(ways.key), ref(ways.value)), found), *known[:1])
+    return found

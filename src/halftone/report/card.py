@@ -185,8 +185,8 @@ def _calibration(pieces: Pieces) -> str:
     made_from = f" The float model's fingerprint is `{source[:16]}`." if isinstance(source, str) else ""
     return (
         f"{facts.get('samples')} calls of the float model's own sampling: {facts.get('scheduler')}, {facts.get('steps')} "
-        f"steps, selection `{select}`, seed {facts.get('seed')}{guided}{given}.{made_from} Static activation ranges fit this sampler; another "
-        "one, or far fewer steps, gives the denoiser other inputs."
+        f"steps, selection `{select}`, seed {facts.get('seed')}{guided}{given}.{made_from} Static activation ranges fit this "
+        "sampler; another one, or far fewer steps, gives the denoiser other inputs."
     )
 
 
