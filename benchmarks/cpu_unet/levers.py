@@ -69,6 +69,9 @@ LEVERS: dict[str, Callable[[Any], Any]] = {
         "halftone.nn.transformer.attended", _diffusers_attention
     ),
     "of these, keys and values of a text made once": lambda _: _patched("halftone.nn.attended._Held.hold", _never),
+    "norm and sum of transformers on images, tokens without a copy": lambda _: _patched(
+        "halftone.nn.QuantizedTransformer2DModel._open", lambda *_: False
+    ),
     "residual blocks that write codes and add sums": lambda _: _patched(
         "halftone.nn.QuantizedResnetBlock2D.forward", _diffusers_forward("QuantizedResnetBlock2D")
     ),

@@ -7,6 +7,13 @@ from benchmarks.cpu_unet.kinds import KINDS, OTHERS, kind_of
 from benchmarks.markdown import table
 
 _SHOWN = 12
+_INTEGER = (
+    "native::product",
+    "attention_codes",
+    "qconv",
+    "qlinear",
+    "multiply",
+)  # in the names of operators on integers
 
 
 def profile_lines(cases: list[tuple[str, list[dict[str, Any]]]]) -> list[str]:
@@ -40,7 +47,9 @@ def _profile(found: dict[str, Any], load: float | None) -> list[str]:
     body = []
     for kind, seconds in sums.items():
         rate = f"{work[kind] / seconds:.0f}" if kind in work and seconds > 0 else "-"
-        body.append([kind, f"{1e3 * seconds:.1f}", f"{100 * seconds / total:.1f}", rate])
+        most = _ceiling(kind, found) if kind in work and seconds > 0 else None
+        share = f"{100 * work[kind] / seconds / most:.0f}" if most else "-"
+        body.append([kind, f"{1e3 * seconds:.1f}", f"{100 * seconds / total:.1f}", rate, share])
     rest = operators[_SHOWN:]
     detail = [
         [
@@ -64,9 +73,18 @@ def _profile(found: dict[str, Any], load: float | None) -> list[str]:
         f"A call: {1e3 * found['wall']:.0f} ms; in the profiler {1e3 * total:.0f} ms. {needed}"
         f"Ceilings, GOP/s where nothing else is said: {ceilings}. Load average at the end: {load}.",
         "",
-        *table(["kind", "ms", "%", "GOP/s"], body),
+        *table(["kind", "ms", "%", "GOP/s", "% of the ceiling"], body),
         *table(["operator", "kind", "times", "ms", "%"], detail),
     ]
+
+
+def _ceiling(kind: str, found: dict[str, Any]) -> float | None:
+    """Return the most giga-operations a second that this machine reaches in the arithmetic that most of ``kind`` is computed in."""
+    inside = [each["name"] for each in found["operators"] if kind_of(each["name"]) == kind]
+    integer = bool(inside) and any(part in inside[0] for part in _INTEGER)
+    name = "int8" if integer else "bfloat16"
+    rates = [value for key, value in found["ceilings"].items() if key.startswith(name)]
+    return max(rates, default=None)
 
 
 def _share(each: dict[str, Any], total: float) -> str:

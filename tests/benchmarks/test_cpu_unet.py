@@ -137,7 +137,7 @@ def test_the_study_from_end_to_end(settings: Settings, tmp_path: Path) -> None:
     profile = json.loads((settings.results / f"profile/{CASE.name}-halftone-w8a8.json").read_text())["metrics"]
     assert profile["giga_operations"]["layers"] > 0 and profile["ceilings"]["int8 linear, GOP/s"] > 1
     assert sum(each["seconds"] for each in profile["operators"]) <= profile["profiled"]
-    assert render(settings.results, tmp_path) == [f"wrote {PAGE}"]
+    assert render(settings.results, tmp_path)[0] == f"wrote {PAGE}"
     text = (tmp_path / PAGE).read_text()
     assert "### sd-1.5, 128 px, batch 2" in text and "| Halftone W8A8 |" in text and "### trained" in text
 
@@ -158,14 +158,21 @@ def test_the_engine_is_taken_apart_and_put_together_again(settings: Settings, tm
 @pytest.mark.parametrize("name", LEVERS)
 def test_a_part_that_is_off_is_off_and_on_again_afterwards(name: str) -> None:
     """Each way to switch a part off must reach the code that runs: a name that moved would leave the part on."""
-    from halftone.nn import QuantizedResnetBlock2D, QuantizedTransformerBlock, attended, attention, transformer
+    from halftone.nn import (
+        QuantizedResnetBlock2D,
+        QuantizedTransformer2DModel,
+        QuantizedTransformerBlock,
+        attended,
+        attention,
+        transformer,
+    )
     from halftone.nn.running import set_engine
 
     def state() -> list:
-        return [
-            QuantizedResnetBlock2D.forward, QuantizedTransformerBlock.forward, transformer.attended, attention.why_none,
-            attended._Held.hold, product.why_none, *(layer.weights for layer in network.modules() if hasattr(layer, "weights")),
-        ]  # fmt: skip
+        fused = [kind.forward for kind in (QuantizedResnetBlock2D, QuantizedTransformerBlock)]
+        fused += [QuantizedTransformer2DModel._open, transformer.attended, attended._Held.hold]
+        held = [layer.weights for layer in network.modules() if hasattr(layer, "weights")]
+        return [*fused, attention.why_none, product.why_none, *held]
 
     network = quantized(randomised(tiny_unet()))
     set_engine(network, "torch")
