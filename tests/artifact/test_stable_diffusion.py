@@ -24,12 +24,12 @@ from diffusers import (
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
-from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion
+from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 import halftone
 from halftone.artifact import load_pipeline, save_pipeline
 from halftone.foundation.errors import ConfigError
-from halftone.nn import QuantizedLayer
+from halftone.nn import AttentionOperands, QuantizedLayer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' schedulers
@@ -289,3 +289,34 @@ def test_a_pipeline_with_a_controlnet_is_calibrated_with_it(folder: Path, tmp_pa
     again = load_pipeline(save_pipeline(made, tmp_path / "controlled"))
     assert quantized(again.unet)
     assert draw(again, image=RED).shape == (1, 16, 16, 3)
+
+
+def test_a_stable_diffusion_xl_with_its_added_conditions(folder: Path, tmp_path: Path) -> None:
+    pipe = tiny_stable_diffusion_xl(folder.parent / "tokenizer")
+    pipe.set_progress_bar_config(disable=True)
+    # The image's size is among what calibration sees; so is whatever attention is passed.
+    given = "calibration.arguments={guidance_scale: 5.0, height: 16, width: 16, cross_attention_kwargs: {scale: 1.0}}"
+    overrides = ["calibration.samples=8", given]
+    result = halftone.quantize(pipe, "rtn-w8a8", steps=2, budget="demo", each={"prompt": PROMPTS}, overrides=overrides)
+    reached = result.report["trajectory"]["reach"]
+    assert any("text_embeds" in name for name in reached["inputs"]) and any(
+        "time_ids" in name for name in reached["inputs"]
+    )
+    how = {"height": 16, "width": 16}
+    images = draw(pipe, **how)
+    again = load_pipeline(save_pipeline(pipe, tmp_path / "xl"))
+    assert quantized(again.unet) and np.array_equal(draw(again, **how), images)
+
+
+def test_probabilities_of_attention_may_have_16_bits(folder: Path) -> None:
+    found = {}
+    for bits in ("uint8", "uint16"):
+        pipe = tiny_stable_diffusion(folder.parent / "tokenizer")
+        overrides = ["calibration.samples=8", f"policy.0.operands.probs.format={bits}"]
+        halftone.quantize(pipe, "rtn-w8a8", steps=2, budget="demo", each={"prompt": PROMPTS}, overrides=overrides)
+        operands = [each for each in pipe.unet.modules() if isinstance(each, AttentionOperands)]
+        assert operands and {each.site_specs["probs"].format for each in operands} == {bits}
+        found[bits] = draw(pipe)
+        refused = [reason for each in operands for reason in each.choice().refused.values()]
+        assert any("probs format uint16" in reason for reason in refused) == (bits == "uint16")
+    assert not np.array_equal(*found.values())
