@@ -25,13 +25,11 @@ def measure(row: Row, workshop: Workshop, looks: Looks) -> dict[str, Any]:
     if row.section == "latency":
         return _latency(row, workshop)
     use = USES[row.use]
-    against = workshop.float_samples(row.use)
+    against = workshop.float_samples(use.like or row.use)
     given = [workshop.given(use, number) for number in range(len(against))]
     if row.recipe is None:
         return {"seen": looks.seen(against, use), "obeyed": obeyed(against, given, use)}
-    pipe, facts = workshop.quantized(row)
     drawn = workshop.quantized_samples(row)
-    name, module = named_denoiser(pipe)
     mine, theirs = pooled(drawn), pooled(against)
     distances = plain(pair(mine, theirs))
     if use.kind == "inpaint":
@@ -43,6 +41,15 @@ def measure(row: Row, workshop: Workshop, looks: Looks) -> dict[str, Any]:
         "moved": looks.moved(mine.images, theirs.images),
         "seen": looks.seen(drawn, use),
         "obeyed": obeyed(drawn, given, use),
+        **(_of_unet(row, workshop) if "unet" in use.parts else {"quantize": {}}),
+    }
+
+
+def _of_unet(row: Row, workshop: Workshop) -> dict[str, Any]:
+    """Return what the quantized U-Net runs on, how large it is, and how it was made."""
+    pipe, facts = workshop.quantized(row)
+    name, module = named_denoiser(pipe)
+    return {
         "engine": sorted({layer.choice().name for _, layer in quantized_layers(module)}),
         "sizes": sizes(module, workshop.artifact_of(row) / "model" / name),
         "components": component_sizes(pipe),

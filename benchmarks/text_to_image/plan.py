@@ -53,7 +53,7 @@ def _uses(settings: Settings) -> Iterator[Row]:
         if name == PLAIN or not use.available(settings):
             continue
         word = name.lower().replace(",", "").replace("++", "").replace(" ", "-")
-        if not use.recalibrated:
+        if not use.like:
             yield Row("uses", f"{word}-float", FLOAT, FLOAT, name)
         for bits in USED:
             yield Row("uses", f"{word}-{bits}", "Q-Diffusion", bits, name, f"q-diffusion-{bits}")

@@ -163,8 +163,7 @@ def _uses(rows: Rows, quality: Rows) -> list[str]:
     body: list[list[str]] = []
     for use, how in USES.items():
         own = quality if use == PLAIN else rows
-        base = use.replace(", recalibrated", "") if how.recalibrated else use
-        reference = _of(own, use=base, method=FLOAT)
+        reference = _of(own, use=how.like or use, method=FLOAT)
         cells = [use, _both(reference) if reference else "-"]
         for bits in USED:
             row = _of(own, use=use, method="Q-Diffusion", bits=bits)

@@ -36,6 +36,8 @@ class Use:
         dpm: with DPM-Solver++ in place of the model's own sampler.
         recalibrated: whether the model was calibrated with this sampler and number of steps.
         lora: strength of the adapter.
+        parts: of the pipeline, which are quantized.
+        like: the use whose float pictures serve, where it has none of its own.
     """
 
     kind: Kind = "text"
@@ -45,11 +47,13 @@ class Use:
     dpm: bool = False
     recalibrated: bool = False
     lora: float | None = None
+    parts: tuple[str, ...] = ("unet",)
+    like: str = ""
 
     @property
     def drawing(self) -> "Use":
-        """What the pictures of a float model depend on."""
-        return replace(self, recalibrated=False)
+        """What the pictures of a model, which is known, depend on."""
+        return replace(self, recalibrated=False, like="")
 
     def available(self, settings: Settings) -> bool:
         """Return whether the study was given what the use needs."""
@@ -66,14 +70,16 @@ USES: dict[str, Use] = {
     "guidance 3": Use(guidance=3.0),
     "guidance 7.5": Use(guidance=7.5),
     "DPM-Solver++, 20 steps": Use(dpm=True, steps=20),
-    "DPM-Solver++, 20 steps, recalibrated": Use(dpm=True, steps=20, recalibrated=True),
+    "DPM-Solver++, 20 steps, recalibrated": Use(dpm=True, steps=20, recalibrated=True, like="DPM-Solver++, 20 steps"),
     "DPM-Solver++, 10 steps": Use(dpm=True, steps=10),
-    "DPM-Solver++, 10 steps, recalibrated": Use(dpm=True, steps=10, recalibrated=True),
+    "DPM-Solver++, 10 steps, recalibrated": Use(dpm=True, steps=10, recalibrated=True, like="DPM-Solver++, 10 steps"),
     "image to image": Use(kind="img2img"),
     "inpainting": Use(kind="inpaint"),
     "LoRA, strength 0.5": Use(lora=0.5),
     "LoRA, strength 1": Use(lora=1.0),
     "ControlNet": Use(kind="controlnet"),
+    "ControlNet, it alone quantized": Use(kind="controlnet", parts=("controlnet",), like="ControlNet"),
+    "ControlNet, both quantized": Use(kind="controlnet", parts=("unet", "controlnet"), like="ControlNet"),
 }
 
 
@@ -84,8 +90,10 @@ def with_sampler(pipe: StableDiffusionPipeline, use: Use) -> StableDiffusionPipe
     return pipe
 
 
-def made_for(pipe: StableDiffusionPipeline, use: Use, settings: Settings) -> Any:
-    """Return the pipeline of the use around the networks of ``pipe``."""
+def made_for(
+    pipe: StableDiffusionPipeline, use: Use, settings: Settings, controlnet: ControlNetModel | None = None
+) -> Any:
+    """Return the pipeline of the use around the networks of ``pipe``, with the float ControlNet unless another is given."""
     pipe = with_sampler(pipe, use)
     if use.lora is not None:
         pipe.load_lora_weights(str(settings.lora), adapter_name="style")
@@ -95,10 +103,16 @@ def made_for(pipe: StableDiffusionPipeline, use: Use, settings: Settings) -> Any
     if use.kind == "inpaint":
         return StableDiffusionInpaintPipeline.from_pipe(pipe)
     if use.kind == "controlnet":
-        assert settings.controlnet is not None
-        net = ControlNetModel.from_pretrained(settings.controlnet).float().eval().to(pipe.device)
+        net = controlnet or float_controlnet(settings).to(pipe.device)
         return StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
     return pipe
+
+
+def float_controlnet(settings: Settings) -> ControlNetModel:
+    """Return the study's ControlNet in float32."""
+    assert settings.controlnet is not None
+    net: ControlNetModel = ControlNetModel.from_pretrained(settings.controlnet).float().eval()
+    return net
 
 
 def arguments(

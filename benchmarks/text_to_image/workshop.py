@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline
 from safetensors import safe_open
 
 import halftone
@@ -165,12 +165,34 @@ class Workshop:
     def float_samples(self, name: str) -> list[Samples]:
         """Return the float model's pictures in a use, a set for each seed of the noise."""
         return self._drawn(
-            self.settings.cache / "float" / self.model["sha256"][:12], USES[name].drawing, self.load_float
+            self.settings.cache / "float" / self.model["sha256"][:12], replace(USES[name].drawing, parts=("unet",)), self.load_float
         )
 
     def quantized_samples(self, row: Row) -> list[Samples]:
         """Return the pictures of the row's model in its use."""
-        return self._drawn(self.artifact_of(row) / "samples", USES[row.use].drawing, lambda: self.quantized(row)[0])
+        use = USES[row.use]
+        load_model = (lambda: self.quantized(row)[0]) if "unet" in use.parts else self.load_float
+        net = (lambda: self._controlnet(row)) if "controlnet" in use.parts else lambda: None
+        return self._drawn(self.artifact_of(row) / "samples", use.drawing, load_model, net)
+
+    def _controlnet(self, row: Row) -> ControlNetModel:
+        """Return the ControlNet quantized with the row's recipe, calibrated beside the float U-Net."""
+        given, key = self.settings, [self.artifact_of(row).name, self.attached(USES[row.use])]
+        folder = given.cache / "models" / f"controlnet-{row.recipe}-{digest_of(key)}"
+        if not (folder / _FACTS).exists():
+            pictures, work = self.float_samples(PLAIN)[0].images, folder / "work"
+            texts = self.known.others[: len(pictures)] or self.known.prompts
+            seen, _ = arguments(Use(kind="controlnet"), texts, pictures[: len(texts)], given)
+            made = made_for(self.load_float(), Use(kind="controlnet"), given)
+            result = halftone.quantize(
+                made, self.recipe(row), steps=given.steps, seed=given.seed, budget=given.budget, each=seen,
+                component="controlnet", work=work, resume=work.exists(), memory=given.memory, progress=self.progress,
+            )  # fmt: skip
+            result.pipe.controlnet.save_pretrained(folder / "net")
+            write_atomically(folder / _FACTS, json.dumps({"seconds": result.report["seconds"]}, indent=1) + "\n")
+            shutil.rmtree(work, ignore_errors=True)
+        net: Any = ControlNetModel.from_pretrained(folder / "net")
+        return net.eval().to(given.device)  # type: ignore[no-any-return]
 
     def attached(self, use: Use) -> dict[str, str]:
         """Return digests of the weights that a use puts on the model."""
@@ -183,7 +205,7 @@ class Workshop:
             if folder is not None
         }
 
-    def _drawn(self, place: Path, use: Use, load_model: Any) -> list[Samples]:
+    def _drawn(self, place: Path, use: Use, load_model: Any, net: Any = lambda: None) -> list[Samples]:
         given, pipe, found = self.settings, None, []
         texts, steps = self.texts(use), use.steps or given.steps
         for number, seed in enumerate(given.seeds):
@@ -191,7 +213,7 @@ class Workshop:
             key = digest_of([asdict(use), self.attached(use), texts, call, steps, seed, given.device])
             file = place / f"{key}.npz"
             if not file.exists():
-                pipe = pipe or made_for(load_model(), use, given)
+                pipe = pipe or made_for(load_model(), use, given, net())
                 _save(file, sample(pipe, len(texts), steps, seed, given.batch, self.progress, each, **call))
             found.append(_read(file))
         return found

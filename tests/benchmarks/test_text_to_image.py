@@ -131,6 +131,21 @@ def test_every_use_of_a_quantized_model_is_measured_beside_the_float_one(setting
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*an input that calibration did not see")
+def test_a_controlnet_is_quantized_alone_and_together_with_the_unet(settings: Settings) -> None:
+    said: list[str] = []
+    for name in ("controlnet-float", "controlnet-it-alone-quantized-w8a8", "controlnet-both-quantized-w8a8"):
+        assert run(replace(settings, pattern=f"uses/{name}"), said.append) == [], said
+    alone, both = (
+        json.loads((settings.results / f"uses/controlnet-{what}-quantized-w8a8.json").read_text())["metrics"]
+        for what in ("it-alone", "both")
+    )
+    assert "engine" not in alone and both["engine"]
+    assert alone["paired"]["psnr"]["value"] > both["paired"]["psnr"]["value"]
+    assert alone["obeyed"]["overlap"] > 0
+
+
+@pytest.mark.slow
 def test_times_and_the_pairs_that_moved_most(settings: Settings, tmp_path: Path) -> None:
     said: list[str] = []
     assert run(replace(settings, pattern="quality/q-diffusion-w8a8"), said.append) == [], said

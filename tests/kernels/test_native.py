@@ -1,6 +1,8 @@
 """The native loops give the codes that PyTorch's operators give, in every layout, and are not missed where there is no compiler."""
 
 import os
+import platform
+import shutil
 import stat
 import subprocess
 import sys
@@ -189,6 +191,54 @@ def test_the_library_is_compiled_once_and_again_when_it_is_damaged(tmp_path: Pat
     assert reason(tmp_path) == "None"
     (again,) = (tmp_path / "halftone" / "native").iterdir()
     assert again.stat().st_size > 9000
+
+
+_LESSER = """
+import hashlib
+import torch
+from torch import nn
+from halftone.kernels.contract import Grid
+from halftone.kernels.input_codes import MAGIC
+from halftone.kernels.native import attention, build, loops, product
+assert build.why_no_loops() is None, build.why_no_loops()
+draw = torch.Generator().manual_seed(0)
+x = torch.randn(2, 32, 9, 7, generator=draw).to(memory_format=torch.channels_last)
+grid, norm = Grid(20.0, MAGIC + 100, 255), nn.GroupNorm(4, 32)
+with torch.no_grad():
+    codes = loops.encode(x, grid), loops.normalise(x, norm, True, grid)
+    rows = loops.normalise_rows(torch.randn(40, 64, generator=draw), nn.LayerNorm(64), grid)
+print(*(hashlib.sha256(found.contiguous().numpy().tobytes()).hexdigest()[:8] for found in (codes[0],)))
+print(*(int(found.long().sum()) for found in (*codes, rows)))
+print(product.why_none() is None, attention.why_none("codes") is None)
+"""
+
+
+@needs_loops
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels of x86-64")
+def test_the_loops_of_lesser_processors_give_the_same_codes(tmp_path: Path) -> None:
+    """Compiled for processors without AVX512, and for any at all: what intrinsics serve is then missing, and said to be."""
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    told = {}
+    for level in ("native", "x86-64-v3", "x86-64"):
+        wrapper = tmp_path / f"compiler-{level}"
+        wrapper.write_text(f"""#!/bin/sh
+for given in "$@"; do
+  shift
+  case "$given" in -march=native) set -- "$@" -march={level} ;; *) set -- "$@" "$given" ;; esac
+done
+exec {compiler} "$@"
+""")
+        wrapper.chmod(0o755)
+        environment = {**os.environ, "CXX": str(wrapper), "XDG_CACHE_HOME": str(tmp_path / level)}
+        done = subprocess.run([sys.executable, "-c", _LESSER], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        told[level] = done.stdout.splitlines()
+    for level in ("x86-64-v3", "x86-64"):
+        assert told[level][0] == told["native"][0], "codes to the bit"
+        for mine, theirs in zip(told[level][1].split(), told["native"][1].split(), strict=True):
+            assert abs(int(mine) - int(theirs)) <= 8, "norms but for a code beside a tie"
+        assert told[level][2] == "False False"
 
 
 def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,10 @@ def test_it_computes_what_diffusers_block_computes(
     # A code may be its neighbour here and there: a step of the input, times a weight.
     assert float((found - wanted).square().mean().sqrt()) < 1e-3 * float(wanted.square().mean().sqrt())
     assert torch.equal(inputs[0], kept), "inputs are not written on"
+    set_engine(block, "simulate")
+    with torch.no_grad():
+        defined = block(*inputs)
+    assert float((found - defined).square().mean().sqrt()) < 2e-3 * float(defined.square().mean().sqrt())
 
 
 @pytest.mark.parametrize(

@@ -244,11 +244,12 @@ def _human(model: str, output: Path, done: dict[str, Any]) -> str:
     layers = [f"{count} on {name}" for name, count in kernels.items()]
     layers += [f"{done['kept_float']} kept float"] if done["kept_float"] else []
     steps = [f"{name} {seconds:.1f} s" for name, seconds in done["seconds"].items()]
+    # The whole pipeline, so that it is seen what else there is to make smaller (--also).
+    several = done["components"] if len(done["components"]) > 1 else {}
     parts = [
-        f"  {name:<7} {size(each['unquantized'])} in float32 -> {size(each['bytes'])}, "
-        f"{each['quantized']} of {each['layers']} layers"
-        for name, each in done["components"].items()
-        if name in done["report"].get("also", {})
+        f"  {name:<12} {size(each['unquantized'])} in float32 -> {size(each['bytes'])} in memory, "
+        f"{each['quantized']} of {each['layers']} layers quantized"
+        for name, each in several.items()
     ]
     return "\n".join(
         [
