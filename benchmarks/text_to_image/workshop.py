@@ -165,7 +165,9 @@ class Workshop:
     def float_samples(self, name: str) -> list[Samples]:
         """Return the float model's pictures in a use, a set for each seed of the noise."""
         return self._drawn(
-            self.settings.cache / "float" / self.model["sha256"][:12], replace(USES[name].drawing, parts=("unet",)), self.load_float
+            self.settings.cache / "float" / self.model["sha256"][:12],
+            replace(USES[name].drawing, parts=("unet",)),
+            self.load_float,
         )
 
     def quantized_samples(self, row: Row) -> list[Samples]:

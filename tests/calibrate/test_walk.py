@@ -103,6 +103,15 @@ def test_the_quantized_stream_is_the_model_with_its_prefix_quantized(
     assert all(model.layer(path).scheme is not None for path in model.plan.quantized())
 
 
+def test_nothing_that_layers_prepare_piles_up_behind_a_walk(
+    unet: UNet2DModel, opened: Callable[..., QuantModel], data: Trajectory, tmp_path: Path
+) -> None:
+    model = opened(unet)
+    for unit in Walk(model, data, 5, store(tmp_path)):
+        round_layers(model, unit)
+    assert not any(model.layer(path)._prepared for path in model.plan.quantized())
+
+
 def test_a_model_that_is_quantized_already_still_gives_float_targets(
     unet: UNet2DModel, opened: Callable[..., QuantModel], data: Trajectory, tmp_path: Path
 ) -> None:

@@ -179,6 +179,9 @@ class Walk:
                 for batch, call in zip(environments, calls[QUANTIZED], strict=True):
                     out = self._run(module, call)
                     batch[QUANTIZED].update({i: self.store.keep(value) for i, value in pairs(entry.out, out)})
+        for layer in self.model.layers_in(path):
+            # The walk does not come back: what the layer has prepared, a float weight here, is not to pile up to a second model.
+            self.model.layer(layer).refresh()
 
     def _run(self, module: nn.Module, call: tuple[tuple, dict]) -> Any:
         args, kwargs = as_float(call, self.device)
