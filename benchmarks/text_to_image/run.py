@@ -77,7 +77,8 @@ def protocol(row: Row, workshop: Workshop) -> dict[str, Any]:
 
 def _there(row: Row, workshop: Workshop) -> bool:
     file = path_of(row, workshop.settings)
-    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["protocol"] == protocol(row, workshop)
+    now = json.loads(json.dumps(protocol(row, workshop)))  # which has no tuples
+    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["protocol"] == now
 
 
 def _record(row: Row, workshop: Workshop, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:

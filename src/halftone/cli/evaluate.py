@@ -122,33 +122,26 @@ def command(
     with working() as progress:
         from dataclasses import replace
 
-        from halftone.cli.models import (
-            cut_off,
-            doubts,
-            label,
-            local_artifact,
-            open_model,
-            options,
-            unlike_calibration,
-            use_engine,
-        )
+        from halftone.cli import models
+        from halftone.cli.models import label, open_model
 
         pipe = open_model(model, device=device, weights=weights)
-        for note in use_engine(pipe, engine):
+        for note in models.use_engine(pipe, engine):
             progress.say(f"note: {note}")
         other = open_model(against, device=device) if against else None
-        notes = doubts(model, pipe, against, other) + cut_off(pipe, texts) + unlike_calibration(pipe, steps, guidance)
+        notes = models.doubts(model, pipe, against, other) + models.cut_off(pipe, texts)
+        notes += models.unlike_calibration(pipe, steps, guidance)
         for note in notes:
             progress.say(f"warning: {note}")
         how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}
-        how |= options(pipe, guidance_scale=guidance, negative_prompt=negative)
+        how |= models.options(pipe, guidance_scale=guidance, negative_prompt=negative)
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
         if public or real:
             found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
         names = {"model": label(model), "against": label(against) if against else None}
         record = {**found.plain(), **names, "engine": engine, "expectations": results, "notes": notes}
-        folder = local_artifact(model, pipe) if keep else None
+        folder = models.local_artifact(model, pipe) if keep else None
         if folder:
             _keep(folder, record, drawn, paired, other, how, texts, progress)
     emit(record, json, lambda: _human(model, against, found, results))

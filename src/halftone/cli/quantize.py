@@ -141,8 +141,7 @@ def _quantize(
 
     from halftone.api import quantize
     from halftone.artifact import save_pipeline
-    from halftone.calibrate.conditions import usual_prompts
-    from halftone.cli.models import conditions, cut_off, label, open_model, takes
+    from halftone.cli.models import label, open_model
     from halftone.cli.recipes import resolved
     from halftone.foundation.files import text_digest, write_atomically
     from halftone.models.component import component
@@ -158,14 +157,7 @@ def _quantize(
             raise ConfigError(
                 "--also", "another component than the denoiser", f"'{name}'", "That is what --recipe is for."
             )
-    if prompts is None and takes(pipe, "prompt"):
-        prompts = usual_prompts()
-        progress.say(
-            f"note: calibrating on the {len(prompts)} prompts that come with Halftone; --prompts FILE names those you will use"
-        )
-    for note in cut_off(pipe, prompts):
-        progress.say(f"note: {note}")
-    each = conditions(pipe, len(prompts) if prompts else _LABELS, prompts) or None
+    each = _calibrated_on(pipe, prompts, progress)
     progress.say(f"quantizing {model} with {recipe}, budget {how['budget']}:")
     for line in resolved(load(recipe, how["budget"], how["overrides"], component(pipe).parameters))[1].splitlines():
         progress.say(f"  {line}")
@@ -187,6 +179,22 @@ def _quantize(
         shutil.rmtree(stale, ignore_errors=True)
     save_pipeline(result.pipe, output, overwrite, {REPORT: kept, TIMES: dumps(times, indent=1) + "\n"})
     return _written(result.pipe, output, report, times)
+
+
+def _calibrated_on(
+    pipe: "DiffusionPipeline", prompts: list[str] | None, progress: "Progress"
+) -> dict[str, list[Any]] | None:
+    """Return the pipeline arguments with one value a trajectory: prompts, of the user's or ours, or labels."""
+    from halftone.calibrate.conditions import usual_prompts
+    from halftone.cli.models import conditions, cut_off, takes
+
+    if prompts is None and takes(pipe, "prompt"):
+        prompts = usual_prompts()
+        said = f"calibrating on the {len(prompts)} prompts that come with Halftone"
+        progress.say(f"note: {said}; --prompts FILE names those you will use")
+    for note in cut_off(pipe, prompts):
+        progress.say(f"note: {note}")
+    return conditions(pipe, len(prompts) if prompts else _LABELS, prompts) or None
 
 
 def _finished(output: Path, work: Path) -> dict[str, Any] | None:
