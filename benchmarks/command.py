@@ -1,7 +1,9 @@
-"""How the commands of all studies end."""
+"""What the commands of all studies share: the options that each has, and how it ends."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from halftone.foundation.errors import HalftoneError
 from halftone.foundation.progress import Progress
@@ -35,3 +37,20 @@ def chosen_sections(only: str, known: Sequence[str]) -> tuple[str, ...]:
     if unknown:
         raise SystemExit(f"--only: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     return sections
+
+
+def parsers(
+    study: str, description: str | None, sections: Sequence[str], results: Path, docs: Path, cache: Path
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Return the parser of a study, that of its command ``run`` and that of ``render``, to which it adds options of its own."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{study}", description=description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure the rows that are missing")
+    run.add_argument("--only", default=",".join(sections), help="sections, with commas between them: %(default)s")
+    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip rows that are there")
+    run.add_argument("--cache", type=Path, default=cache, help="models and what else was made; default: %(default)s")
+    render = commands.add_parser("render", help="write the pages")
+    render.add_argument("--docs", type=Path, default=docs)
+    for command in (run, render):
+        command.add_argument("--results", type=Path, default=results, help="folder of the rows; default: %(default)s")
+    return parser, run, render

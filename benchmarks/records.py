@@ -81,6 +81,12 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def there(file: Path, protocol: dict[str, Any]) -> bool:
+    """Return whether a row was measured with this protocol."""
+    now = json.loads(json.dumps(protocol))  # which has no tuples
+    return file.exists() and bool(json.loads(file.read_text(encoding="utf-8"))["protocol"] == now)
+
+
 def rows_of(folder: Path, sections: Iterable[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return a study's rows by section and name; a section without rows is not there."""
     return {

@@ -5,16 +5,13 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.command import chosen_sections, finished, say
+from benchmarks.command import chosen_sections, finished, parsers, say
 from benchmarks.cpu_unet.settings import CACHE, DOCS, RESULTS, SECTIONS, Settings
 from halftone.foundation.progress import Progress
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_unet", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="measure the rows that are missing")
-    run.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them: %(default)s")
+    parser, run, _ = parsers("cpu_unet", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
     run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as 'latency/*-512-*'")
     run.add_argument(
         "--contenders",
@@ -30,12 +27,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--peers", type=Path, help="the Python that has requirements.txt; default: one is made in the cache"
     )
-    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip rows that are there")
-    run.add_argument("--cache", type=Path, default=CACHE, help="models and what was prepared; default: %(default)s")
-    render = commands.add_parser("render", help="write the page")
-    render.add_argument("--docs", type=Path, default=DOCS)
-    for command in (run, render):
-        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows; default: %(default)s")
     return parser
 
 

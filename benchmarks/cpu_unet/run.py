@@ -14,7 +14,7 @@ from benchmarks.cpu_unet.plan import Row, rows
 from benchmarks.cpu_unet.process import Failed
 from benchmarks.cpu_unet.settings import Settings
 from benchmarks.cpu_unet.workshop import REQUIREMENTS, Workshop, shipped
-from benchmarks.records import circumstances, readable
+from benchmarks.records import circumstances, readable, there
 from halftone.foundation.files import write_atomically
 
 SCHEMA = 1
@@ -104,11 +104,7 @@ def _packages() -> list[str]:
 
 
 def _there(row: Row, settings: Settings) -> bool:
-    file = path_of(row, settings)
-    if not file.exists():
-        return False
-    known = json.loads(file.read_text(encoding="utf-8"))["protocol"]
-    return bool(known == json.loads(json.dumps(protocol(row, settings))))
+    return there(path_of(row, settings), protocol(row, settings))
 
 
 def _plain(row: Row) -> dict[str, Any]:

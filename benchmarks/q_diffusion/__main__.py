@@ -4,17 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.command import chosen_sections, finished, say
+from benchmarks.command import chosen_sections, finished, parsers, say
 from benchmarks.q_diffusion.settings import CACHE, DOCS, MODEL, README, RESULTS, SECTIONS, Settings
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.progress import Progress
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.q_diffusion", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="measure the rows that are missing")
-    run.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them: %(default)s")
+    parser, run, render = parsers("q_diffusion", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
     run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as '*/*w4a8*'")
     run.add_argument(
         "--samples", type=int, help="of every row; default: 5000 in headline and budgets, 1000 in haze, 2000 elsewhere"
@@ -34,14 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--rounds", type=int, default=30, help="of the latency's run")
     run.add_argument("--model", default=MODEL, help="zoo:NAME or a pipeline folder; default: %(default)s")
     run.add_argument("--device", default="cpu", help="where images are drawn (simulated, unless it is the cpu)")
-    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip rows that are there")
     run.add_argument("--jobs", type=int, default=1, choices=[1], help="rows at a time: one, as it uses all threads")
-    run.add_argument("--cache", type=Path, default=CACHE, help="models and float samples; default: %(default)s")
-    render = commands.add_parser("render", help="write tables and plots")
-    render.add_argument("--docs", type=Path, default=DOCS)
     render.add_argument("--readme", type=Path, default=README)
-    for command in (run, render):
-        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows; default: %(default)s")
     return parser
 
 

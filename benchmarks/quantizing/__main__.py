@@ -3,26 +3,16 @@
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 
-from benchmarks.command import chosen_sections, finished, say
+from benchmarks.command import chosen_sections, finished, parsers, say
 from benchmarks.quantizing.settings import CACHE, DOCS, RESULTS, SECTIONS, Settings
 from halftone.foundation.progress import Progress
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantizing", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="measure the rows that are missing")
-    run.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them: %(default)s")
+    parser, run, _ = parsers("quantizing", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
     run.add_argument("--recipes", default="*", help="only whole quantizations of this recipe")
     run.add_argument("--device", default="cpu", help="where blocks are timed: cpu or cuda")
-    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip rows that are there")
-    run.add_argument("--cache", type=Path, default=CACHE, help="the model; default: %(default)s")
-    render = commands.add_parser("render", help="write the page")
-    render.add_argument("--docs", type=Path, default=DOCS)
-    for command in (run, render):
-        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows; default: %(default)s")
     return parser
 
 

@@ -1,6 +1,5 @@
 """Measure the rows that are missing, one after the other; a row is one JSON file."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -8,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_unet.cases import SD15
+from benchmarks.cpu_unet.models import SD15_PARAMETERS
 from benchmarks.cpu_unet.settings import Settings as Sizes
 from benchmarks.cpu_unet.workshop import Workshop
 from benchmarks.quantizing.blocks import timed
 from benchmarks.quantizing.settings import Settings
 from benchmarks.quantizing.whole import watched
-from benchmarks.records import circumstances, readable
+from benchmarks.records import circumstances, readable, recipe_digest, there
 from halftone.foundation.errors import HalftoneError
 from halftone.foundation.files import write_atomically
+from halftone.recipes import load
 
 SCHEMA = 1
 Measure = Callable[[Path, Path], dict[str, Any]]  # of the model's folder and one for unfinished work
@@ -27,8 +28,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
     failed = []
     for name, protocol, measure in _rows(settings, say):
         file = settings.results / f"{name}.json"
-        known = json.loads(file.read_text(encoding="utf-8"))["protocol"] if file.exists() else None
-        if settings.resume and known == json.loads(json.dumps(protocol)):
+        if settings.resume and there(file, protocol):
             say(f"{name}: there already")
             continue
         began = time.monotonic()
@@ -50,12 +50,21 @@ def _rows(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[str,
     if "whole" in settings.sections:
         for command in settings.commands:
             name = f"whole/{command.recipe}-{command.budget}"
-            yield name, asdict(command), lambda model, work, given=command: watched(given, model, work, say)
+            yield (
+                name,
+                asdict(command) | _recipe(command.recipe, command.budget),
+                lambda model, work, given=command: watched(given, model, work, say),
+            )
     if "blocks" in settings.sections:
         given = settings.given
-        protocol = {"recipe": settings.recipe, **asdict(given)}
+        protocol = {"recipe": settings.recipe, **asdict(given), **_recipe(settings.recipe, "paper")}
         yield (
             f"blocks/{settings.recipe}-{given.device}",
             protocol,
             lambda model, work: timed(settings.recipe, model, given, work),
         )
+
+
+def _recipe(name: str, budget: str) -> dict[str, str]:
+    """Return a digest of what the recipe does with a large denoiser: rows of another one are measured again."""
+    return {"recipe_sha256": recipe_digest(load(name, budget, [], SD15_PARAMETERS))}

@@ -4,17 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.command import chosen_sections, finished, say
+from benchmarks.command import chosen_sections, finished, parsers, say
 from benchmarks.text_to_image.settings import CACHE, DOCS, MODEL, RESULTS, SECTIONS, Settings
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.progress import Progress
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.text_to_image", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="measure the rows that are missing")
-    run.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them: %(default)s")
+    parser, run, _ = parsers("text_to_image", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
     run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as 'uses/*w4a8'")
     run.add_argument("--prompts", type=int, default=200, help="of the model's own 200")
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the noise, each with all prompts")
@@ -29,12 +26,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--lora", type=Path, help="folder of the style LoRA; without it its rows are left out")
     run.add_argument("--controlnet", type=Path, help="folder of the ControlNet; without it its rows are left out")
     run.add_argument("--squeezenet", type=Path, help="its weights, with the emoji beside them; adds its features")
-    run.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip rows that are there")
-    run.add_argument("--cache", type=Path, default=CACHE, help="models and pictures; default: %(default)s")
-    render = commands.add_parser("render", help="write the page")
-    render.add_argument("--docs", type=Path, default=DOCS)
-    for command in (run, render):
-        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows; default: %(default)s")
     return parser
 
 

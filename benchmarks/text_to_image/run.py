@@ -1,6 +1,5 @@
 """Measure the rows that are missing, one after the other; a row is one JSON file."""
 
-import json
 import time
 import traceback
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import circumstances, decisive, readable, recipe_digest
+from benchmarks.records import circumstances, decisive, readable, recipe_digest, there
 from benchmarks.text_to_image.looking import Looks
 from benchmarks.text_to_image.measure import measure
 from benchmarks.text_to_image.pictures import moved_most
@@ -77,8 +76,7 @@ def protocol(row: Row, workshop: Workshop) -> dict[str, Any]:
 
 def _there(row: Row, workshop: Workshop) -> bool:
     file = path_of(row, workshop.settings)
-    now = json.loads(json.dumps(protocol(row, workshop)))  # which has no tuples
-    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["protocol"] == now
+    return there(file, protocol(row, workshop))
 
 
 def _record(row: Row, workshop: Workshop, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
