@@ -8,6 +8,7 @@ from benchmarks.command import chosen_sections, finished, parsers, say
 from benchmarks.text_to_image.settings import CACHE, DOCS, MODEL, RESULTS, SECTIONS, Settings
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.progress import Progress
+from halftone.zoo.catalog import entry
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -23,8 +24,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--rounds", type=int, default=30, help="of the latency's run")
     run.add_argument("--device", default="cpu", help="cpu or cuda; latency is always the CPU's")
     run.add_argument("--model", default=MODEL, help="zoo:NAME or a pipeline folder; default: %(default)s")
-    run.add_argument("--lora", type=Path, help="folder of the style LoRA; without it its rows are left out")
-    run.add_argument("--controlnet", type=Path, help="folder of the ControlNet; without it its rows are left out")
+    for name, what in (("emoji-style-lora", "lora"), ("emoji-controlnet", "controlnet")):
+        usual = entry(name).path if entry(name).installed else None
+        text = f"its folder; default: zoo:{name} where it ships; without one its rows are left out"
+        run.add_argument(f"--{what}", type=Path, default=usual, help=text)
     run.add_argument("--squeezenet", type=Path, help="its weights, with the emoji beside them; adds its features")
     return parser
 

@@ -159,7 +159,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         check(type(model).__name__, lines, self.quantization_config.description.checksum)
         check_numbers(model)
         self._owner = Owner(model)
-        _allow_casts(model)
+        _as_if_float(model)
         set_weights(model, "ready")
         watch(model, self.quantization_config.description.trajectory)
         return model
@@ -194,7 +194,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
         self.quantization_config = HalftoneConfig(description)
         self._owner = Owner(model)
         model.hf_quantizer = self
-        _allow_casts(model)
+        _as_if_float(model)
         watch(model, description.trajectory)
         model.quantization_method = HalftoneMethod.HALFTONE
         model.register_to_config(quantization_config=self.quantization_config)
@@ -217,13 +217,20 @@ def refuse_disk(device_map: Any) -> None:
         raise ConfigError("device_map", "devices that hold tensors", "disk", "Quantized layers do not run from disk.")
 
 
-def _allow_casts(model: Any) -> None:
-    """Let ``model.to(dtype)`` do what it does to float models.
+def _as_if_float(model: Any) -> None:
+    """Let ``model.to(dtype)`` do what it does to float models, and refuse the one thing that only those can do.
 
     diffusers refuses to cast what calls itself quantized, and so could not make one pipeline from another (``from_pipe``).
-    A quantized layer casts nothing but its bias, so there is nothing to refuse.
+    A quantized layer casts nothing but its bias, so there is nothing to refuse. PEFT's merging, which ``pipe.fuse_lora()`` asks
+    each model for, would add to packed codes.
     """
     model.is_quantized = False
+    model.fuse_lora = _refuse_fusing
+
+
+def _refuse_fusing(*_: Any, **__: Any) -> None:
+    expected, fix = "float weights to add to", "halftone.fuse_lora(pipe) adds in float and rounds again."
+    raise ConfigError("fuse_lora", expected, "the codes of a quantized model", fix)
 
 
 def _without(names: list[str]) -> str:
