@@ -108,6 +108,38 @@ def test_a_controlnet_of_another_width(base: Path, tmp_path: Path) -> None:
         halftone.artifact.load_pipeline(tmp_path / "made")
 
 
+def test_the_plan_of_another_component_comes_true(
+    halftone: Halftone, base: Path, quantized: Path, tmp_path: Path
+) -> None:
+    parts = {"vae": "rtn-w8a8", "text_encoder": "rtn-w8a32"}
+    also = [word for part in parts.items() for word in ("--also", "=".join(part))]
+    how = ("--recipe", "rtn-w8a8", "--steps", "2", "--set", "calibration.samples=8", "--prompts", base / "prompts.txt")
+    done = halftone("quantize", base / "model", *how, *also, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    same = ("path", "role", "inferred", "kind", "shape", "weight", "input", "bytes")
+    for part, recipe in parts.items():
+        planned = halftone("inspect", "--plan", base / "model", "--component", part, "--recipe", recipe, "--json").json
+        became = halftone("inspect", tmp_path / "out", "--component", part, "--no-agreement", "--json").json
+        assert planned["sizes"] == became["sizes"], part
+        assert [[a[key] for key in same] for a in planned["layers"]] == [
+            [b[key] for key in same] for b in became["layers"]
+        ]
+    reasons = {
+        layer["path"]: layer["reason"]
+        for layer in halftone("inspect", "--plan", base / "model", "--component", "vae", "--json").json["layers"]
+    }
+    assert reasons["post_quant_conv"] == "it lies between encoder and decoder"
+    assert reasons["encoder.conv_in"] == ""
+
+
+def test_plans_of_components_that_are_none(halftone: Halftone, base: Path) -> None:
+    plan = ("inspect", "--plan", base / "model", "--component")
+    refused(halftone, ["a component called 'vea'", "'vae'"], *plan, "vea")
+    refused(halftone, ["diffusers or transformers", "tokenizer"], *plan, "tokenizer")
+    alone = base / "model" / "unet"
+    refused(halftone, ["--component", "Leave --component out"], "inspect", "--plan", alone, "--component", "vae")
+
+
 def test_two_components_of_different_versions(quantized: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(quantized, tmp_path / "copy"))
     config = json.loads((folder / "unet/config.json").read_text())

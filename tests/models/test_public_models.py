@@ -30,6 +30,7 @@ CLASSES = {
     "CLIPTextModelWithProjection",
     "ControlNetModel",
     "UNet2DConditionModel",
+    "UNet2DModel",
 }
 
 
@@ -63,7 +64,7 @@ def with_classes(class_name: str) -> nn.Module:
         return tiny_conditional_unet(class_embed_type="timestep")
 
 
-def test_every_class_of_a_text_to_image_pipeline_is_there() -> None:
+def test_every_class_is_there() -> None:
     assert {type(public(name)).__name__ for name in NAMES} == CLASSES
 
 
@@ -80,7 +81,8 @@ def test_the_table_places_every_layer(name: str) -> None:
     assert not [path for path, role in roles.items() if role.inferred]
 
 
-@pytest.mark.parametrize("kind", sorted(CLASSES))
+# UNet2DModel's table also serves blocks that none of its public models has.
+@pytest.mark.parametrize("kind", sorted(CLASSES - {"UNet2DModel"}))
 def test_no_glob_of_a_table_is_dead(kind: str) -> None:
     table = table_of(kind)
     assert table is not None
@@ -93,7 +95,7 @@ def test_no_glob_of_a_table_is_dead(kind: str) -> None:
     assert set(table[0]) - used == set()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(("vae", "text", "text-2"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("-unet", "-controlnet"))])
 def test_the_first_attention_looks_at_the_image_and_the_second_at_the_text(name: str) -> None:
     model = public(name)
     found = attentions(model, architecture(model))

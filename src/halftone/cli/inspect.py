@@ -64,6 +64,7 @@ def command(
       halftone inspect zoo:fashion-unet
       halftone inspect out --component vae
       halftone inspect --plan zoo:fashion-unet --recipe gptq-w4a8 --budget demo
+      halftone inspect --plan FOLDER --component vae --recipe rtn-w8a8
       halftone inspect --plan unet/config.json --recipe rtn-w8a8 --layers
     """
     of_plan = {
@@ -73,10 +74,9 @@ def command(
     if plan:
         of_engine = {"--engine": engine, "--device": None if device == "cpu" else device}
         _refuse(of_engine, "no such option beside --plan", "The plan is of no engine, and its time is that of the CPU.")
-        _refuse({"--component": component}, "no such option beside --plan", "The plan is of the denoiser.")
         show(
             model, recipe or _RECIPE, budget or "fast", assignments or [], steps or 50,
-            byte_count(memory) if memory else None, check_kept(keep_as), roles, layers, json,
+            byte_count(memory) if memory else None, check_kept(keep_as), roles, component, layers, json,
         )  # fmt: skip
         return
     _refuse(of_plan, "--plan beside it", "Without --plan, inspect shows a model as it is.")

@@ -24,10 +24,11 @@ def show(
     memory: int | None,
     keep_as: str,
     roles: "Path | None",
+    component: str | None,
     layers: bool,
     json: bool,
 ) -> None:
-    """Print the plan of ``model``; nothing is quantized and no weight is read.
+    """Print the plan of ``model`` or of its ``component``; nothing is quantized and no weight is read.
 
     Raises:
         ConfigError, MatchError: see :func:`halftone.artifact.load_outline`, :func:`halftone.recipes.load` and
@@ -46,9 +47,10 @@ def show(
         from halftone.recipes.forecast import forecast
         from halftone.recipes.speed import measure
 
-        module = load_outline(located).module
+        outline = load_outline(located, component)
+        module = outline.module
         loaded = load(recipe, budget, assignments, sum(parameter.numel() for parameter in module.parameters()))
-        found = forecast(module, loaded, budget, steps, memory, roles, getattr(torch, keep_as))
+        found = forecast(module, loaded, budget, steps, memory, roles, getattr(torch, keep_as), outline.network)
         speed = measure() if found.work and None not in found.work.values() else None
     emit({**found.plain(), "seconds": _seconds(found, speed)}, json, lambda: _human(found, speed, layers))
 

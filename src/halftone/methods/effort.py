@@ -1,6 +1,7 @@
 """What a method will take, before it runs: work to be computed, and memory."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -100,9 +101,21 @@ def learning(
 @cache
 def seconds_an_element(device: torch.device) -> float:
     """Return what a function takes for one number of a large tensor on ``device``, measured once; takes milliseconds."""
-    x, taken = torch.zeros(2**20, device=device), []
+    x = torch.zeros(2**20, device=device)
+    return _least(lambda: torch.sigmoid(x)) / len(x)
+
+
+@cache
+def seconds_a_mac(device: torch.device) -> float:
+    """Return what a float32 product takes for one multiply-accumulate on ``device``, measured once; takes milliseconds."""
+    x = torch.zeros(512, 512, device=device)
+    return _least(lambda: x @ x) / len(x) ** 3
+
+
+def _least(compute: Callable[[], torch.Tensor]) -> float:
+    taken = []
     for _ in range(4):
         began = time.perf_counter()
-        float(torch.sigmoid(x)[0])  # and so waits for a GPU
+        float(compute().view(-1)[0])  # and so waits for a GPU
         taken.append(time.perf_counter() - began)
-    return min(taken) / len(x)
+    return min(taken)

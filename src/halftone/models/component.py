@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from halftone.foundation.errors import ConfigError, suggest
-from halftone.models.denoiser import named_denoiser, other_denoisers
+from halftone.models.denoiser import called_each_step, named_denoiser
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+KINDS = "a denoiser, a ControlNet, an autoencoder or a text encoder"
 _DECODER = "decoder"
 _TEXT = "text_encoder"  # of transformers; SDXL has two, others three
 
@@ -60,21 +61,30 @@ def component(pipe: "DiffusionPipeline", name: str | None = None) -> Component:
         other = pipe.components.get(name)
         got = f"'{name}'" + (f", a {type(other).__name__}" if isinstance(other, nn.Module) else "")
         fix = suggest(name, (each for each in pipe.components if _find(pipe, each)))
-        known = "a denoiser, a ControlNet, an autoencoder or a text encoder in it"
-        raise ConfigError(type(pipe).__name__, known, got, fix)
+        raise ConfigError(type(pipe).__name__, f"{KINDS} in it", got, fix)
     return found
+
+
+def as_component(name: str, owner: object) -> Component | None:
+    """Return ``owner``, called ``name`` in its pipeline, as a component that can be quantized; None where it cannot."""
+    if not isinstance(owner, nn.Module):
+        return None
+    if name.startswith(_TEXT):
+        return Component(name, owner, every_step=False)
+    if not hasattr(owner, "register_to_config"):
+        return None  # not one model of diffusers: several ControlNets in one, for example
+    if called_each_step(name):
+        return Component(name, owner)
+    path = network_path(owner)
+    return Component(name, owner, path, every_step=False) if path else None
+
+
+def network_path(owner: nn.Module) -> str:
+    """Return where in ``owner`` the network lies whose activations are quantized: an autoencoder's decoder, else ""."""
+    decodes = hasattr(owner, "decode") and isinstance(getattr(owner, _DECODER, None), nn.Module)
+    return _DECODER if decodes else ""
 
 
 def _find(pipe: "DiffusionPipeline", name: str) -> Component | None:
     chosen, module = named_denoiser(pipe)
-    if name == chosen:
-        return Component(name, module)
-    owner = pipe.components.get(name)
-    if name.startswith(_TEXT) and isinstance(owner, nn.Module):
-        return Component(name, owner, every_step=False)
-    if not hasattr(owner, "register_to_config"):
-        return None  # not one model of diffusers: several ControlNets in one, for example
-    if name in other_denoisers(pipe):
-        return Component(name, pipe.components[name])
-    decodes = hasattr(owner, "decode") and isinstance(getattr(owner, _DECODER, None), nn.Module)
-    return Component(name, owner, _DECODER, every_step=False) if isinstance(owner, nn.Module) and decodes else None
+    return Component(name, module) if name == chosen else as_component(name, pipe.components.get(name))

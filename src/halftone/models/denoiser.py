@@ -52,10 +52,13 @@ def other_denoisers(pipe: "DiffusionPipeline") -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in pipe.components.items()
-        if isinstance(module, nn.Module)
-        and name != chosen
-        and (name in _DENOISERS or name.rpartition("_")[0] in _DENOISERS or name.startswith("controlnet"))
+        if isinstance(module, nn.Module) and name != chosen and called_each_step(name)
     }
+
+
+def called_each_step(name: str) -> bool:
+    """Return whether the component called ``name`` is called at the sampling steps."""
+    return name in _DENOISERS or name.rpartition("_")[0] in _DENOISERS or name.startswith("controlnet")
 
 
 def refuse_cache(network: nn.Module) -> None:

@@ -125,7 +125,9 @@ def scheme_of(role: str, rules: Sequence[Rule]) -> Scheme | None:
 
 
 def why_float(role: str, rules: Sequence[Rule]) -> str:
-    """Return why :func:`scheme_of` gives ``role`` no scheme, in words."""
+    """Return why :func:`scheme_of` gives ``role`` no scheme, in words; empty where it gives one."""
+    if scheme_of(role, rules) is not None:
+        return ""
     keeping = [rule for rule in rules if rule.matches(role) and rule.keep is not None]
     if keeping and keeping[-1].keep:
         return f"the rule for '{', '.join(keeping[-1].globs)}' keeps it"

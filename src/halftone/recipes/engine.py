@@ -32,9 +32,8 @@ from halftone.models.quant_model import QuantModel
 from halftone.models.roles import Architecture, architecture
 from halftone.models.surgery import replace_layers
 from halftone.nn import QuantizedLayer
+from halftone.recipes.beside import plan_beside
 from halftone.recipes.recipe import Recipe
-
-_ENCODER = "encoder."  # of an autoencoder
 
 
 @dataclass
@@ -166,15 +165,8 @@ def _left_float(pipe: DiffusionPipeline, part: Component, plan: Plan, later: Col
 
 
 def _round_beside(part: Component, recipe: Recipe, whole: Architecture) -> dict[str, dict[str, Any]]:
-    """Round the weights of an autoencoder's encoder to nearest; return the facts of these layers.
-
-    What runs there was not recorded, so the inputs stay float. The 1x1 convolutions at the latents stay float altogether: they are
-    a few numbers, every decoding passes them, and SDXL asks the second one for the dtype of the whole.
-    """
-    rules = tuple(replace(rule, input=None, operands=None) for rule in recipe.policy if rule.says_more_than_inputs)
-    plan = make_plan(part.owner, whole, rules) if part.path else Plan({})
-    beside = {path: planned for path, planned in plan.layers.items() if not part.inside(path)}
-    plan = Plan({path: p if path.startswith(_ENCODER) else replace(p, scheme=None) for path, p in beside.items()})
+    """Round what lies beside the network to nearest (:mod:`halftone.recipes.beside`); return the facts of these layers."""
+    plan = plan_beside(part.owner, part.path, whole, recipe.policy)
     facts = {
         path: {"role": p.role, "inferred": p.inferred, "kept": p.scheme is None} for path, p in plan.layers.items()
     }

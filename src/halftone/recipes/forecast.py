@@ -23,7 +23,8 @@ from halftone.models.cost import FLOAT_BYTES, ModelCost, Work, count
 from halftone.models.example_inputs import example_inputs
 from halftone.models.left_float import LeftFloat, without_role
 from halftone.models.policy import Plan, make_plan, why_float
-from halftone.models.roles import architecture
+from halftone.models.roles import Architecture, architecture
+from halftone.recipes.beside import AT_THE_LATENTS, plan_beside
 from halftone.recipes.recipe import Recipe
 
 
@@ -123,8 +124,9 @@ def forecast(
     memory: int | None = None,
     roles: Path | None = None,
     keep: torch.dtype = torch.float32,
+    network: str = "",
 ) -> Forecast:
-    """Return what ``recipe`` would make of ``module``, a float denoiser on the meta device, which is changed.
+    """Return what ``recipe`` would make of ``module``, a float component on the meta device, which is changed.
 
     Args:
         budget: at which the recipe was loaded.
@@ -132,12 +134,13 @@ def forecast(
         memory: bound of the activations held in memory.
         roles: a role table for an architecture that has none.
         keep: dtype in which a walk holds activations.
+        network: where in ``module`` the network lies that is calibrated; "" for all of it.
 
     Raises:
         MatchError, ConfigError: see :func:`halftone.models.roles.architecture` and :func:`halftone.models.policy.make_plan`.
     """
     found = architecture(module, roles)
-    plan = make_plan(module, found, recipe.policy)
+    plan = _whole_plan(module, network, found, recipe)
     left = without_role(module, found.roles)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     notes = list(plan.notes)
@@ -170,6 +173,17 @@ def forecast(
         work={name: effort.work if effort else None for name, effort in efforts.items()},
         notes=tuple(notes),
     )
+
+
+def _whole_plan(module: nn.Module, network: str, found: Architecture, recipe: Recipe) -> Plan:
+    """Return the plan of the network and of what lies beside it, with paths as seen from ``module``."""
+    if not network:
+        return make_plan(module, found, recipe.policy)
+    inner = make_plan(module.get_submodule(network), found.within(network), recipe.policy)
+    layers = {f"{network}.{path}": replace(each, path=f"{network}.{path}") for path, each in inner.layers.items()}
+    operands = {f"{network}.{path}": each for path, each in inner.operands.items()}
+    layers |= plan_beside(module, network, found, recipe.policy).layers
+    return Plan({path: layers[path] for path in found.roles}, operands, inner.notes)
 
 
 def _splits(
@@ -220,7 +234,7 @@ def _layer(module: nn.Module, plan: Plan, recipe: Recipe, path: str, parts: tupl
         shape=tuple(layer.weight_shape if scheme else layer.weight.shape),
         weight=scheme.weight.format if scheme else "float",
         input=scheme.input.format if scheme and scheme.input else "float",
-        reason="" if scheme else why_float(planned.role, recipe.policy),
+        reason="" if scheme else why_float(planned.role, recipe.policy) or AT_THE_LATENTS,
         parts=parts,
         bytes=_stored(sizes(layer)),
     )

@@ -1,6 +1,7 @@
 """GPTQ: round the weights column by column and let the columns that are left make up for the error."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -17,7 +18,7 @@ from halftone.foundation.errors import CalibrationError
 from halftone.foundation.seeds import generator
 from halftone.methods.columns import compensated, in_blocks, round_columns
 from halftone.methods.contract import AbstractMethod, Run, StepReport
-from halftone.methods.effort import Effort, Job, walking
+from halftone.methods.effort import Effort, Job, seconds_a_mac, seconds_an_element, walking
 from halftone.models.cost import FLOAT_BYTES, LayerCost, Work
 from halftone.models.quant_model import QuantModel
 from halftone.nn import QuantizedLayer
@@ -64,7 +65,7 @@ class Gptq(AbstractMethod):
         skipped = model.plan.of_roles(f"steps.{run.step}.skip", self.skip)
         walk = Walk(model, data, self.walk_batch, run.store())
         layers: dict[str, dict] = {}
-        with run.progress.task("gptq", len(walk), "blocks", weights=walk.seconds) as task:
+        with run.progress.task("gptq", len(walk), "blocks", weights=self._seconds(walk, skipped)) as task:
             for unit in walk:
                 paths = [path for path in unit.layers if path not in skipped]
                 for several in [paths] if self.together else [[path] for path in paths]:
@@ -75,6 +76,20 @@ class Gptq(AbstractMethod):
                         layers[path] = {"error_nearest": before, "error": after}
                 task.advance(note=unit.path)
         return StepReport(layers)
+
+    def _seconds(self, walk: Walk, skipped: Collection[str]) -> list[float]:
+        """Return about what each unit takes: wide layers of few pixels are rounded longer than they run, others the reverse."""
+        mac, element = seconds_a_mac(walk.device), seconds_an_element(walk.device)
+        found = []
+        for unit, once in zip(walk.tape.units(), walk.seconds, strict=True):
+            layers = [walk.model.layer(path) for path in walk.model.layers_in(unit) if path not in skipped]
+            passes = len(walk.streams) + self._streams * (min(1, len(layers)) if self.together else len(layers))
+            work = Work()
+            for layer in layers:
+                (out, *columns), groups = layer.weight_shape, getattr(layer, "groups", 1)
+                work += self._rounding(math.prod(columns), out // groups).times(groups)
+            found.append(passes * len(walk.indices) * once + work.macs * mac + work.elements * element)
+        return found
 
     @property
     def _streams(self) -> int:
@@ -97,14 +112,20 @@ class Gptq(AbstractMethod):
         width = min(n, self.columns) if self.columns else n
         batches = -(-samples // batch)
         seen = min(batch * layer.rows, self.rows_per_batch)
-        out = layer.weights // n // layer.groups
         moment = Work(batches * seen * n * width, batches * 3 * seen * n, batches * 10)
-        # Two factorisations, an inverse and the errors before and after in float64, which counts twice; then column by column the
-        # rest of its block, and block by block the rest of the row.
-        rounding = Work(4 * n * width**2 + 4.5 * out * n * width, 170 * out * n, 30 * width)
+        rounding = self._rounding(n, layer.weights // n // layer.groups)
         return moment.times(self._streams) + rounding.times(layer.groups), FLOAT_BYTES * (
             2 * seen * n * layer.groups + 13 * n * width
         )
+
+    def _rounding(self, n: int, out: int) -> Work:
+        """Return the work of rounding ``out`` rows of ``n`` columns.
+
+        Two factorisations, an inverse and the errors before and after in float64, which counts twice; then column by column the
+        rest of its block, and block by block the rest of the row.
+        """
+        width = min(n, self.columns) if self.columns else n
+        return Work(4 * n * width**2 + 4.5 * out * n * width, 170 * out * n, 30 * width)
 
     def _rounded(self, model: QuantModel, unit: Unit, paths: list[str], run: Run) -> dict[str, dict[str, torch.Tensor]]:
         """Return codes and errors of the layers at ``paths``, which look at their inputs together."""
