@@ -1,6 +1,7 @@
 """What every test stands on: no network, few threads, fixed seeds."""
 
 import os
+from collections.abc import Iterator
 
 # Before anything imports the hub client, which reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,8 @@ import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Folders whose loops are cut into parts for threads, which one thread would not show.
+THREADED = {"engines", "kernels"}
 
 # No deadline: the first example pays for imports and compilation. In CI the examples are the same on every run.
 settings.register_profile("local", deadline=None)
@@ -29,6 +32,16 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def enough_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give tests of parallel loops two threads, also in a worker that has one."""
+    before = torch.get_num_threads()
+    if request.path.parent.name in THREADED and before < 2:
+        torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

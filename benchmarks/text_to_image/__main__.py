@@ -10,6 +10,9 @@ from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.progress import Progress
 from halftone.zoo.catalog import entry
 
+# Of the zoo, for the model that is the default.
+ADAPTERS = {"lora": "emoji-style-lora", "controlnet": "emoji-controlnet"}
+
 
 def _parser() -> argparse.ArgumentParser:
     parser, run, _ = parsers("text_to_image", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
@@ -24,10 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--rounds", type=int, default=30, help="of the latency's run")
     run.add_argument("--device", default="cpu", help="cpu or cuda; latency is always the CPU's")
     run.add_argument("--model", default=MODEL, help="zoo:NAME or a pipeline folder; default: %(default)s")
-    for name, what in (("emoji-style-lora", "lora"), ("emoji-controlnet", "controlnet")):
-        usual = entry(name).path if entry(name).installed else None
-        text = f"its folder; default: zoo:{name} where it ships; without one its rows are left out"
-        run.add_argument(f"--{what}", type=Path, default=usual, help=text)
+    usual = f"its folder; default: zoo:NAME for {MODEL}, where it ships; without one its rows are left out"
+    for what, name in ADAPTERS.items():
+        run.add_argument(f"--{what}", type=Path, help=usual.replace("NAME", name))
     run.add_argument("--squeezenet", type=Path, help="its weights, with the emoji beside them; adds its features")
     return parser
 
@@ -35,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(chosen: argparse.Namespace) -> Settings:
     sections = chosen_sections(chosen.only, SECTIONS)
     given = {key: value for key, value in vars(chosen).items() if key not in ("command", "only", "rows", "seeds")}
+    for what, name in ADAPTERS.items():
+        if given["model"] == MODEL and given[what] is None and entry(name).installed:
+            given[what] = entry(name).path
     return Settings(
         sections=sections,
         pattern=chosen.rows,

@@ -1,6 +1,8 @@
 """A quantized text-to-image pipeline is used like any other: made into others, edited with, adapted, controlled, rescheduled."""
 
 import contextlib
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,18 @@ def test_fusing_what_cannot_be_fused(folder: Path, pipe: StableDiffusionPipeline
     with pytest.raises(ConfigError, match=r"halftone\.fuse_lora\(pipe\) adds in float"):
         pipe.fuse_lora()  # PEFT's own, which adds to codes
     assert torch.equal(pipe.unet.mid_block.resnets[0].conv1.base_layer.weight, codes)
+
+
+def test_pefts_fusing_is_refused_where_there_is_something_to_fuse(
+    folder: Path, pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    pipe.unet.fuse_lora()  # as where a LoRA is on the text encoder alone
+    again = pickle.loads(pickle.dumps(copy.deepcopy(pipe.unet)))
+    load_lora(pipe, folder, 1, tmp_path, "style")
+    again.fuse_lora()  # a copy knows its own layers, not those of the model that it was made from
+    for options in ({}, {"safe_fusing": True}):
+        with pytest.raises(ConfigError, match=r"fuse_lora: .*halftone\.fuse_lora\(pipe\)"):
+            pipe.unet.fuse_lora(**options)
 
 
 def test_fusing_into_float_layers_is_a_sum(folder: Path, tmp_path: Path) -> None:

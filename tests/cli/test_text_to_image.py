@@ -135,7 +135,8 @@ def test_the_plan_of_another_component_comes_true(
 def test_plans_of_components_that_are_none(halftone: Halftone, base: Path) -> None:
     plan = ("inspect", "--plan", base / "model", "--component")
     refused(halftone, ["a component called 'vea'", "'vae'"], *plan, "vea")
-    refused(halftone, ["diffusers or transformers", "tokenizer"], *plan, "tokenizer")
+    refused(halftone, ["or a text encoder", "a CLIPTokenizer of transformers"], *plan, "tokenizer")
+    refused(halftone, ["a model class of diffusers", "DDIMScheduler"], *plan, "scheduler")
     alone = base / "model" / "unet"
     refused(halftone, ["--component", "Leave --component out"], "inspect", "--plan", alone, "--component", "vae")
 

@@ -218,19 +218,16 @@ def refuse_disk(device_map: Any) -> None:
 
 
 def _as_if_float(model: Any) -> None:
-    """Let ``model.to(dtype)`` do what it does to float models, and refuse the one thing that only those can do.
+    """Let ``model.to(dtype)`` do what it does to float models, and its ``fuse_lora`` refuse what only those can do.
 
     diffusers refuses to cast what calls itself quantized, and so could not make one pipeline from another (``from_pipe``).
-    A quantized layer casts nothing but its bias, so there is nothing to refuse. PEFT's merging, which ``pipe.fuse_lora()`` asks
-    each model for, would add to packed codes.
+    A quantized layer casts nothing but its bias, so there is nothing to refuse.
     """
+    from halftone.artifact.fusing import Fusing
+
     model.is_quantized = False
-    model.fuse_lora = _refuse_fusing
-
-
-def _refuse_fusing(*_: Any, **__: Any) -> None:
-    expected, fix = "float weights to add to", "halftone.fuse_lora(pipe) adds in float and rounds again."
-    raise ConfigError("fuse_lora", expected, "the codes of a quantized model", fix)
+    if hasattr(type(model), "fuse_lora"):
+        model.fuse_lora = Fusing(model)
 
 
 def _without(names: list[str]) -> str:

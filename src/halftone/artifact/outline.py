@@ -1,6 +1,6 @@
 """A network without its numbers: built on the meta device from a configuration, so that no weights need to be there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,51 +50,66 @@ def load_outline(source: str | Path, component: str | None = None) -> Outline:
     """
     register()
     path = Path(source)
-    if (path / INDEX).is_file():
-        check_folder(path)
-        name, listed = _listed(read_json(path / INDEX), component, str(path / INDEX))
-        config = read_json(path / name / _CONFIG)
-    elif path.suffix == ".json" or (path / _CONFIG).is_file():
+    if (path.is_file() and path.suffix == ".json") or ((path / _CONFIG).is_file() and not (path / INDEX).is_file()):
         if component is not None:
             raise ConfigError("--component", "a pipeline that has components", str(source), "Leave --component out.")
         config = read_json(path if path.is_file() else path / _CONFIG)
-        return Outline(_build(str(source), _float(source, config), ("diffusers", config.get("_class_name"))), None)
+        kind = _of_diffusers(f"{source}: _class_name", config.get("_class_name"))
+        return Outline(_build(str(source), kind, config, None), None)
+    if (path / INDEX).is_file():
+        check_folder(path)
+        name, kind = _listed(str(path / INDEX), read_json(path / INDEX), component)
+        config = read_json(path / name / _CONFIG)
     elif path.is_dir():
         fix = "Name a pipeline's folder, a denoiser's, or a configuration."
         raise ConfigError(str(source), f"{INDEX} or {_CONFIG}", "a folder without either", fix)
     else:
         refuse_path(str(source), path)
-        name, listed, config = _from_hub(str(source), component)
-    module = _build(str(source), _float(source, config), listed)
+        name, kind, config = _from_hub(str(source), component)
+    module = _build(str(source), kind, config, component)
     if component is not None and as_component(name, module) is None:
-        raise ConfigError(str(source), KINDS, f"'{name}', a {listed[1]}")
+        raise ConfigError(str(source), KINDS, f"'{name}', a {type(module).__name__}")
     return Outline(module, name)
 
 
-def _listed(index: Mapping[str, Any], component: str | None, where: str) -> tuple[str, tuple[str, Any]]:
-    """Return the name of the component, and library and class that a pipeline's index says it has."""
+def _listed(where: str, index: Mapping[str, Any], component: str | None) -> tuple[str, type]:
+    """Return name and class of a component, as a pipeline's index has them."""
     name = name_of_denoiser(index, where) if component is None else component
-    networks = {key: value for key, value in index.items() if isinstance(value, list | tuple) and len(value) == 2}
-    if name not in networks or not networks[name][0]:
-        raise ConfigError(where, f"a component called '{name}'", "none", suggest(name, networks))
-    library, kind = networks[name]
-    return name, (library, kind)
+    listed = {key: value for key, value in index.items() if isinstance(value, list | tuple) and value and value[0]}
+    if name not in listed:
+        raise ConfigError(where, f"a component called '{name}'", "none", suggest(name, listed))
+    library, kind = listed[name]
+    if library == "transformers":
+        import transformers
+
+        found = getattr(transformers, str(kind), None)
+        if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+            raise ConfigError(f"{where}: {name}", KINDS, f"a {kind} of {library}")
+        return name, found
+    import diffusers
+
+    # Classes that a pipeline has for itself are listed under its name, and are diffusers' as well.
+    if library != "diffusers" and not hasattr(diffusers.pipelines, str(library)):
+        raise ConfigError(f"{where}: {name}", KINDS, f"a {kind} of {library}")
+    return name, _of_diffusers(f"{where}: {name}", kind)
 
 
-def _float(source: str | Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return ``config``, or refuse that of a quantized model."""
-    if config.get("quantization_config") is not None:
-        fix = f"What became of each layer: halftone inspect {source}"
-        raise ConfigError(str(source), "a float model", "one that is quantized already", fix)
-    return config
+def _of_diffusers(where: str, name: Any) -> type:
+    import diffusers
+
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+        fix = nearest_path(str(name), (each for each in dir(diffusers) if "Model" in each)) if name else ""
+        raise ConfigError(where, "a model class of diffusers", repr(name)[:80], fix)
+    return kind
 
 
-def _from_hub(source: str, component: str | None) -> tuple[str, tuple[str, Any], dict[str, Any]]:
+def _from_hub(source: str, component: str | None) -> tuple[str, type, dict[str, Any]]:
     from diffusers import DiffusionPipeline, ModelMixin
 
     try:
-        name, listed = _listed(DiffusionPipeline.load_config(source), component, source)
-        return name, listed, dict(ModelMixin.load_config(source, subfolder=name))
+        name, kind = _listed(source, DiffusionPipeline.load_config(source), component)
+        return name, kind, dict(ModelMixin.load_config(source, subfolder=name))
     except HalftoneError:
         raise
     except Exception as error:  # whatever diffusers or the hub client raises
@@ -103,35 +118,19 @@ def _from_hub(source: str, component: str | None) -> tuple[str, tuple[str, Any],
         raise ConfigError(source, "a pipeline on the hub that can be reached", got, WITHOUT_HUB) from error
 
 
-def _build(source: str, config: dict[str, Any], listed: tuple[str, Any]) -> nn.Module:
-    library, name = listed
-    make = {"diffusers": _of_diffusers, "transformers": _of_transformers}.get(library)
-    if make is None:
-        raise ConfigError(source, "a model of diffusers or transformers", f"{name} of {library}")
-    kind = make(source, name)
+def _build(source: str, kind: Any, config: dict[str, Any], component: str | None) -> nn.Module:
+    if config.get("quantization_config") is not None:
+        fix = f"What became of each layer: halftone inspect {source}"
+        fix += f" --component {component}" if component else ""
+        raise ConfigError(source, "a float model", "one that is quantized already", fix)
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
         with torch.device("meta"):
-            model: nn.Module = kind(config)
+            if hasattr(kind, "from_config"):
+                model: nn.Module = kind.from_config(plain)
+            else:
+                model = kind(kind.config_class.from_dict(plain))  # transformers
     except Exception as error:  # whatever the class makes of settings it cannot use
         got = f"{type(error).__name__}: {str(error)[:300]}"
-        raise ConfigError(source, f"a configuration of {name}", got) from error
+        raise ConfigError(source, f"a configuration of {kind.__name__}", got) from error
     return model.eval().requires_grad_(False)
-
-
-def _of_diffusers(source: str, name: Any) -> Callable[[dict[str, Any]], nn.Module]:
-    import diffusers
-
-    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
-        fix = nearest_path(str(name), (each for each in dir(diffusers) if "Model" in each)) if name else ""
-        raise ConfigError(f"{source}: _class_name", "a model class of diffusers", repr(name)[:80], fix)
-    return lambda config: kind.from_config({k: value for k, value in config.items() if k != "quantization_config"})
-
-
-def _of_transformers(source: str, name: Any) -> Callable[[dict[str, Any]], nn.Module]:
-    import transformers
-
-    kind: Any = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise ConfigError(source, "a model class of transformers", repr(name)[:80])
-    return lambda config: kind(kind.config_class.from_dict(config))

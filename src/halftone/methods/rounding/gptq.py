@@ -78,14 +78,20 @@ class Gptq(AbstractMethod):
         return StepReport(layers)
 
     def _seconds(self, walk: Walk, skipped: Collection[str]) -> list[float]:
-        """Return about what each unit takes: wide layers of few pixels are rounded longer than they run, others the reverse."""
+        """Return about what each unit takes: wide layers of few pixels are rounded longer than they run, others the reverse.
+
+        On another device than the CPU, where a unit's own time is not known, what it took to start.
+        """
+        if walk.device.type != "cpu":
+            return walk.seconds
         mac, element = seconds_a_mac(walk.device), seconds_an_element(walk.device)
-        found = []
+        found, seen = [], set(skipped)
         for unit, once in zip(walk.tape.units(), walk.seconds, strict=True):
-            layers = [walk.model.layer(path) for path in walk.model.layers_in(unit) if path not in skipped]
-            passes = len(walk.streams) + self._streams * (min(1, len(layers)) if self.together else len(layers))
+            paths = [path for path in walk.model.layers_in(unit) if path not in seen]
+            seen.update(paths)  # a unit that is called again is decided the first time
+            passes = len(walk.streams) + self._streams * (min(1, len(paths)) if self.together else len(paths))
             work = Work()
-            for layer in layers:
+            for layer in map(walk.model.layer, paths):
                 (out, *columns), groups = layer.weight_shape, getattr(layer, "groups", 1)
                 work += self._rounding(math.prod(columns), out // groups).times(groups)
             found.append(passes * len(walk.indices) * once + work.macs * mac + work.elements * element)
