@@ -75,9 +75,9 @@ def _whole(rows: dict[str, dict[str, Any]]) -> list[str]:
     return [
         "## A whole quantization",
         "",
-        "`halftone quantize MODEL --recipe RECIPE --budget BUDGET --prompts captions.txt`, from the start of the command to its "
-        "end, beside what `halftone inspect --plan MODEL` says before. The peak is that of the whole process, libraries included; "
-        "*planned* is without them and without the pipeline's other parts.",
+        "`halftone quantize MODEL --recipe RECIPE --budget BUDGET --prompts captions.txt -o OUT`, from the start of the command to "
+        "its end, beside what `halftone inspect --plan MODEL` says before. The peak is that of the whole process, libraries "
+        "included; *planned* is without them and without the pipeline's other parts.",
         "",
         *table(head, body),
         "Minutes by step:",

@@ -121,6 +121,9 @@ def test_the_plan_of_another_component_comes_true(
         planned = halftone("inspect", "--plan", base / "model", "--component", part, "--recipe", recipe, "--json").json
         became = halftone("inspect", tmp_path / "out", "--component", part, "--no-agreement", "--json").json
         assert planned["sizes"] == became["sizes"], part
+        for layer in became["layers"]:
+            # What stays float has a dtype, which a plan does not know.
+            layer |= {key: "float" for key in ("weight", "input") if layer[key] == "float32"}
         assert [[a[key] for key in same] for a in planned["layers"]] == [
             [b[key] for key in same] for b in became["layers"]
         ]
@@ -136,7 +139,7 @@ def test_plans_of_components_that_are_none(halftone: Halftone, base: Path) -> No
     plan = ("inspect", "--plan", base / "model", "--component")
     refused(halftone, ["a component called 'vea'", "'vae'"], *plan, "vea")
     refused(halftone, ["or a text encoder", "a CLIPTokenizer of transformers"], *plan, "tokenizer")
-    refused(halftone, ["a model class of diffusers", "DDIMScheduler"], *plan, "scheduler")
+    refused(halftone, ["a model class of diffusers", "PNDMScheduler"], *plan, "scheduler")
     alone = base / "model" / "unet"
     refused(halftone, ["--component", "Leave --component out"], "inspect", "--plan", alone, "--component", "vae")
 
