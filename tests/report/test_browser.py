@@ -16,7 +16,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrom
 
 # What a reader does, step by step; each line of the answer is what the page then is. The policy of the page forbids loading
 # anything, so the steps are put into a copy of it.
-_STEPS = """
+_STEPS = r"""
 <script>
 addEventListener("load", () => {
   const said = [], say = (name, value) => said.push(name + "=" + value);
