@@ -12,6 +12,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
 from halftone.artifact.checksum import check, tensor_line
+from halftone.artifact.fusing import Fusing
 from halftone.artifact.numbers import check_numbers, is_exact
 from halftone.artifact.owner import Owner
 from halftone.artifact.schema import METHOD, Description, parse, to_json
@@ -223,8 +224,6 @@ def _as_if_float(model: Any) -> None:
     diffusers refuses to cast what calls itself quantized, and so could not make one pipeline from another (``from_pipe``).
     A quantized layer casts nothing but its bias, so there is nothing to refuse.
     """
-    from halftone.artifact.fusing import Fusing
-
     model.is_quantized = False
     if hasattr(type(model), "fuse_lora"):
         model.fuse_lora = Fusing(model)

@@ -13,7 +13,7 @@ from halftone.artifact.pipeline import WITHOUT_HUB, refuse_path
 from halftone.artifact.registration import register
 from halftone.foundation.errors import ConfigError, HalftoneError, suggest
 from halftone.models.component import KINDS, as_component, network_path
-from halftone.models.denoiser import name_of_denoiser
+from halftone.models.denoiser import listed, name_of_denoiser
 from halftone.models.surgery import nearest_path
 
 _CONFIG = "config.json"
@@ -75,10 +75,10 @@ def load_outline(source: str | Path, component: str | None = None) -> Outline:
 def _listed(where: str, index: Mapping[str, Any], component: str | None) -> tuple[str, type]:
     """Return name and class of a component, as a pipeline's index has them."""
     name = name_of_denoiser(index, where) if component is None else component
-    listed = {key: value for key, value in index.items() if isinstance(value, list | tuple) and value and value[0]}
-    if name not in listed:
-        raise ConfigError(where, f"a component called '{name}'", "none", suggest(name, listed))
-    library, kind = listed[name]
+    there = listed(index)
+    if name not in there:
+        raise ConfigError(where, f"a component called '{name}'", "none", suggest(name, there))
+    library, kind = there[name]
     if library == "transformers":
         import transformers
 

@@ -34,11 +34,16 @@ def name_of_denoiser(index: Mapping[str, Any], where: str) -> str:
     Raises:
         ConfigError: at ``where``, none is listed.
     """
-    listed = {name for name, value in index.items() if isinstance(value, list | tuple) and value and value[0]}
+    there = listed(index)
     for name in _DENOISERS:
-        if name in listed:
+        if name in there:
             return name
-    raise ConfigError(where, f"a component {', '.join(_DENOISERS)}", ", ".join(sorted(listed)) or "no component")
+    raise ConfigError(where, f"a component {', '.join(_DENOISERS)}", ", ".join(sorted(there)) or "no component")
+
+
+def listed(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``[library, class]`` of the components that a pipeline's index lists, those that are None left out."""
+    return {name: value for name, value in index.items() if isinstance(value, list | tuple) and value and value[0]}
 
 
 def denoiser(pipe: "DiffusionPipeline") -> nn.Module:

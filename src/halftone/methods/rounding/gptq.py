@@ -89,7 +89,7 @@ class Gptq(AbstractMethod):
         for unit, once in zip(walk.tape.units(), walk.seconds, strict=True):
             paths = [path for path in walk.model.layers_in(unit) if path not in seen]
             seen.update(paths)  # a unit that is called again is decided the first time
-            passes = len(walk.streams) + self._streams * (min(1, len(paths)) if self.together else len(paths))
+            passes = len(walk.streams) + self._passes(len(paths))
             work = Work()
             for layer in map(walk.model.layer, paths):
                 (out, *columns), groups = layer.weight_shape, getattr(layer, "groups", 1)
@@ -102,12 +102,15 @@ class Gptq(AbstractMethod):
         """Return how many streams are looked at: the float one only where it is aimed at."""
         return 2 if self.targets == "float" else 1
 
+    def _passes(self, layers: int) -> int:
+        """Return how often a unit of so many layers runs for them to look at their inputs."""
+        return self._streams * (min(1, layers) if self.together else layers)
+
     def effort(self, job: Job) -> Effort:
         found = walking(job, self.walk_batch)
         for unit in job.cost.units:
             layers = [layer for layer in unit.layers if layer.path in job.quantized]
-            passes = self._streams * (min(1, len(layers)) if self.together else len(layers))
-            found = found.plus(job.unit(unit).over(job.samples, self.walk_batch).times(passes))
+            found = found.plus(job.unit(unit).over(job.samples, self.walk_batch).times(self._passes(len(layers))))
             for layer in layers:
                 found = found.plus(*self._effort_of(layer, job.samples))
         return found
