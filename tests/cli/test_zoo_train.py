@@ -131,7 +131,7 @@ def test_an_interrupted_training_goes_on_with_the_line_it_prints(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.chdir(tmp_path)
-    original = denoiser_training.noise_prediction_loss
+    original = denoiser_training.denoising_loss
 
     def interrupting(*given):
         signal.raise_signal(signal.SIGINT)
@@ -139,7 +139,7 @@ def test_an_interrupted_training_goes_on_with_the_line_it_prints(
 
     how = ("zoo", "train", "fashion-unet", "--data", garments, "--samples", 2, "--minutes", 0.0001)
     with monkeypatch.context() as patch:
-        patch.setattr(denoiser_training, "noise_prediction_loss", interrupting)
+        patch.setattr(denoiser_training, "denoising_loss", interrupting)
         stopped = halftone(*how)
     assert stopped.code == 130 and "interrupted at step 1" in stopped.err and not Path("fashion-unet").exists()
     other = halftone(*how, "--seed", 1)

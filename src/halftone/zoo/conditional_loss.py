@@ -9,11 +9,11 @@ from transformers import CLIPTokenizer
 
 from halftone.models.fingerprint import fingerprint
 from halftone.zoo.autoencoder_training import encode
-from halftone.zoo.denoiser_training import Training, noise_prediction_loss
+from halftone.zoo.denoiser_training import Diffusion, Training, denoising_loss
 from halftone.zoo.emoji_data import EmojiData, prompts
 from halftone.zoo.trainer import Loss
 
-# (x_t [B, c, h, w], t [B], tokens [B, T], numbers of the images [B]) -> noise [B, c, h, w].
+# (x_t [B, c, h, w], t [B], tokens [B, T], numbers of the images [B]) -> noise or velocity [B, c, h, w].
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -78,25 +78,24 @@ def conditional_loss(
     tokenizer: CLIPTokenizer,
     schedule: Training,
     dropout: float,
-    signal: torch.Tensor,
+    diffusion: Diffusion,
 ) -> Loss:
-    """Return the noise prediction loss of images drawn by concept, each with a fresh prompt.
+    """Return the denoising loss of images drawn by concept, each with a fresh prompt.
 
     Args:
         latents: of the images of ``data``, in its order.
         dropout: share of empty prompts.
-        signal: the schedule's ``alphas_cumprod`` ``[T]``, on the device to compute on.
     """
 
-    tokens_of, latents = _Tokens(tokenizer), latents.to(signal.device)
+    tokens_of, latents = _Tokens(tokenizer), latents.to(diffusion.signal.device)
 
     def loss(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = data.draw(schedule.batch, generator)
         texts = prompts([data.emoji[n] for n in chosen.tolist()], dropout, generator)
-        tokens = tokens_of.of(texts).to(signal.device)
+        tokens = tokens_of.of(texts).to(diffusion.signal.device)
         clean = latents.draw(chosen, generator)
-        return noise_prediction_loss(
-            lambda x, t: predict(x, t, tokens, chosen), clean, signal, schedule.snr_gamma, generator
+        return denoising_loss(
+            lambda x, t: predict(x, t, tokens, chosen), clean, diffusion, schedule.snr_gamma, generator
         )
 
     return loss

@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, StableDiffusionPipeline
 from scipy import ndimage
 
 from halftone.zoo.conditional_loss import conditional_loss, frozen, latents_of
-from halftone.zoo.denoiser_training import Training
+from halftone.zoo.denoiser_training import Diffusion, Training
 from halftone.zoo.emoji_data import EmojiData
 from halftone.zoo.trainer import fit
 
@@ -102,7 +102,7 @@ def train(
 
     about = {"data": data.digest, "base": base}
     loop = replace(training.loop, minutes=training.minutes, seed=training.seed)
-    signal = pipe.scheduler.alphas_cumprod.to(device)
-    loss = conditional_loss(predict, data, latents, pipe.tokenizer, loop, training.dropout, signal)
+    diffusion = Diffusion.of(pipe.scheduler, device)
+    loss = conditional_loss(predict, data, latents, pipe.tokenizer, loop, training.dropout, diffusion)
     facts = fit(net, loss, loop, work / "controlnet.pt", device, say, about=about)
     return net.requires_grad_(False), {**facts, "dropout": training.dropout, "cells": CELLS}

@@ -11,7 +11,7 @@ from torch import nn
 
 from halftone.foundation.errors import ConfigError
 from halftone.zoo.conditional_loss import conditional_loss, frozen, latents_of
-from halftone.zoo.denoiser_training import Training
+from halftone.zoo.denoiser_training import Diffusion, Training
 from halftone.zoo.emoji_data import EmojiData
 from halftone.zoo.trainer import fit
 
@@ -109,8 +109,8 @@ def train(
 
     about = {"data": data.digest, "base": base}
     loop = replace(training.loop, minutes=training.minutes, seed=training.seed)
-    signal = pipe.scheduler.alphas_cumprod.to(device)
-    loss = conditional_loss(predict, data, latents, pipe.tokenizer, loop, training.dropout, signal)
+    diffusion = Diffusion.of(pipe.scheduler, device)
+    loss = conditional_loss(predict, data, latents, pipe.tokenizer, loop, training.dropout, diffusion)
     facts = fit(_Adapters(pipe.unet), loss, loop, work / "style.pt", device, say, about=about)
     pipe.unet.requires_grad_(False)
     return {**facts, "rank": training.rank, "dropout": training.dropout, "targets": _TARGETS, "ink": INK}

@@ -17,9 +17,9 @@ from halftone.foundation.files import staged_folder, write_atomically
 from halftone.zoo import emoji_tokenizer, squeezenet
 from halftone.zoo.autoencoder_training import autoencoder_loss, encode, moments, standardise
 from halftone.zoo.conditional_loss import Latents, conditional_loss
-from halftone.zoo.denoiser_training import Training
+from halftone.zoo.denoiser_training import Diffusion, Training
 from halftone.zoo.emoji_data import EmojiData
-from halftone.zoo.emoji_sd import STANDARD, Architecture, assemble, autoencoder, text_encoder, unet
+from halftone.zoo.emoji_sd import SCHEDULE, STANDARD, Architecture, assemble, autoencoder, text_encoder, unet
 from halftone.zoo.trainer import Schedule, fit
 
 Say = Callable[[str], None]
@@ -109,7 +109,8 @@ def train(
 def _claim(work: Path, data: EmojiData, training: EmojiTraining, size: Architecture) -> None:
     """Note what ``work`` is for, or refuse it where it is for something else."""
     # Lists and tuples look alike in JSON: compare what was read with what would be read.
-    ours = json.loads(json.dumps({"data": data.digest, "seed": training.seed, "sizes": asdict(size)}))
+    about = {"data": data.digest, "seed": training.seed, "sizes": asdict(size), "predicts": SCHEDULE["prediction_type"]}
+    ours = json.loads(json.dumps(about))
     note = work / "training.json"
     if not note.exists():
         write_atomically(note, json.dumps(ours, indent=1) + "\n")
@@ -205,7 +206,7 @@ def _denoiser(
     model = _Conditioned(text_encoder(size, tokenizer, training.seed), unet(size, training.seed), training.compiled)
     left = max(training.minutes - spent / 60, 0.0)
     schedule = replace(training.denoiser, minutes=left, seed=training.seed)
-    signal = assemble(vae, tokenizer, model.text_encoder, model.unet).scheduler.alphas_cumprod.to(device)
+    diffusion = Diffusion.of(assemble(vae, tokenizer, model.text_encoder, model.unet).scheduler, device)
     loss = conditional_loss(
         lambda x, t, tokens, _: model(x, t, tokens),
         data,
@@ -213,7 +214,7 @@ def _denoiser(
         tokenizer,
         schedule,
         training.dropout,
-        signal,
+        diffusion,
     )
     facts = fit(model, loss, schedule, work / "denoiser.pt", device, say, "denoiser")
     return model, facts
