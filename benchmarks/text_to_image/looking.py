@@ -28,18 +28,20 @@ class Looks:
     def seen(self, drawn: list[Samples], use: Use) -> list[dict[str, Any]]:
         """Return, for each network: alignment with the prompts, rank of the right concept by seed and picture, kernel distance.
 
-        Pictures in the adapter's style are compared with real ones in that style where those are at hand. The kernel distance is
-        that to one picture of each concept, as no prompt asks for a skin tone; ``floor`` is that of one half of them to the other.
+        With an adapter, real pictures in its style stand beside the others where they are at hand: at half its strength a picture
+        may be near either. The kernel distance is that to one picture of each concept, as no prompt asks for a skin tone, in the
+        style if there is one; ``floor`` is that of one half of them to the other.
         """
         known = self.workshop.known
         wanted = [known.concept(text) for text in known.prompts]
         found = []
         for name, look in self._networks.items():
-            references = self._references(name, use.lora is not None)
+            kinds = [self._references(name, styled) for styled in ((False, True) if use.lora is not None else (False,))]
+            references, concepts = np.concatenate(kinds), known.concepts * len(kinds)
             features = [look(each.images) for each in drawn]
-            right = alignment(name, features, wanted, references, known.concepts)
-            ranks = [concept_ranks(each, wanted, references, known.concepts).tolist() for each in features]
-            plain = references[known.plain]
+            right = alignment(name, features, wanted, references, concepts)
+            ranks = [concept_ranks(each, wanted, references, concepts).tolist() for each in features]
+            plain = kinds[-1][known.plain]
             far = kernel_distance(name, np.concatenate(features), plain)
             floor = kernel_distance(name, plain[::2], plain[1::2])
             facts = {"alignment": asdict(right), "ranks": ranks, "kernel": asdict(far), "floor": asdict(floor)}

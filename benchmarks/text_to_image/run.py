@@ -11,7 +11,7 @@ from benchmarks.records import circumstances, decisive, readable, recipe_digest,
 from benchmarks.text_to_image.looking import Looks
 from benchmarks.text_to_image.measure import measure
 from benchmarks.text_to_image.pictures import moved_most
-from benchmarks.text_to_image.plan import Row, rows
+from benchmarks.text_to_image.plan import Row, rows, timed
 from benchmarks.text_to_image.settings import Settings
 from benchmarks.text_to_image.uses import USES
 from benchmarks.text_to_image.workshop import Workshop
@@ -29,6 +29,8 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: Progre
     left_out = sorted(name for name, use in USES.items() if not use.available(settings))
     if left_out and "uses" in settings.sections:
         say(f"left out, for want of --lora or --controlnet: {'; '.join(left_out)}")
+    if settings.lora is not None and settings.squeezenet is None:
+        say("without --squeezenet pictures drawn with the LoRA are compared with real ones that are not in its style")
     asked = rows(settings)
     wanted = [row for row in asked if not (settings.resume and _there(row, workshop))]
     say(f"{len(asked)} rows, {len(asked) - len(wanted)} there already, {len(wanted)} to do")
@@ -39,9 +41,10 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: Progre
         try:
             metrics = measure(row, workshop, looks)
             file = path_of(row, settings)
-            write_atomically(file, readable(_record(row, workshop, metrics, time.monotonic() - began)))
             if row.section == "quality" and row.method == "Q-Diffusion":
+                # Before the row: a row that is there is not looked at again.
                 write_atomically(file.with_suffix(".png"), moved_most(row, workshop, metrics, looks))
+            write_atomically(file, readable(_record(row, workshop, metrics, time.monotonic() - began)))
         except Exception as error:  # whatever a library raises: hours of other rows are still to come
             if not isinstance(error, HalftoneError):
                 traceback.print_exc()
@@ -63,7 +66,8 @@ def protocol(row: Row, workshop: Workshop) -> dict[str, Any]:
     given = workshop.settings
     facts: dict[str, Any] = {"model": workshop.model, "use": {"name": row.use, **asdict(USES[row.use])}}
     if row.section == "latency":
-        return {**facts, "rounds": given.rounds, "budget": given.budget}
+        recipes = {each.recipe: recipe_digest(workshop.recipe(each)) for each in timed(row)}
+        return {**facts, "rounds": given.rounds, "steps": given.steps, "recipes_sha256": recipes}
     facts |= {"attached": workshop.attached(USES[row.use]), "device": given.device}
     # JSON has no tuples.
     facts |= {"prompts": len(workshop.known.prompts), "seeds": list(given.seeds)}

@@ -19,6 +19,7 @@ from benchmarks.text_to_image.plan import Row
 from benchmarks.text_to_image.settings import Settings
 from benchmarks.text_to_image.uses import PLAIN, USES, Use, arguments, made_for, with_sampler
 from halftone.artifact import load_pipeline, save_pipeline
+from halftone.calibrate.conditions import digest
 from halftone.evaluate.sample import Protocol, Samples, sample
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import sha256_of, write_atomically
@@ -212,7 +213,7 @@ class Workshop:
         texts, steps = self.texts(use), use.steps or given.steps
         for number, seed in enumerate(given.seeds):
             each, call = arguments(use, texts, self._start(use, number), given)
-            key = digest_of([asdict(use), self.attached(use), texts, call, steps, seed, given.device])
+            key = digest_of([asdict(use), self.attached(use), digest(each), call, steps, seed, given.device])
             file = place / f"{key}.npz"
             if not file.exists():
                 pipe = pipe or made_for(load_model(), use, given, net())

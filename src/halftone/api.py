@@ -2,20 +2,24 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from halftone.artifact import attach
+from halftone.artifact import attach, save_pipeline
 from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
+from halftone.foundation.files import label
 from halftone.foundation.progress import Progress
 from halftone.methods.contract import Run
 from halftone.models.component import component as part_of
 from halftone.models.controlnets import refuse_unfit_controlnets
 from halftone.recipes import Quantized, Recipe, load, run_recipe
+from halftone.report.card import checked_base_model, write_card
+from halftone.report.pieces import QUANTIZED, RUN
 
 if TYPE_CHECKING:
     from halftone.artifact.on_load import RoundOnLoad
@@ -26,12 +30,39 @@ class Result:
     """What became of a pipeline.
 
     Attributes:
-        pipe: the pipeline, one component quantized in place; ``pipe.save_pretrained`` writes the artifact.
+        pipe: the pipeline, one component quantized in place; ``pipe.save_pretrained`` writes the artifact alone.
         report: recipe, calibration identity, steps, seconds and layers, JSON-safe.
     """
 
     pipe: DiffusionPipeline
     report: dict[str, Any]
+
+    def save(self, folder: str | Path, *, base_model: str | None = None, overwrite: bool = False) -> None:
+        """Write the artifact with its card and the records from which ``halftone report`` makes a page, as the command line does.
+
+        Where several components were quantized, it is the denoiser's result that has the records.
+
+        >>> halftone.quantize(pipe, "q-diffusion-w4a8").save("out")  # doctest: +SKIP
+
+        Args:
+            base_model: the hub id that the card names; where the pipeline was loaded by one, that is known.
+            overwrite: whether to replace an older artifact.
+
+        Raises:
+            ConfigError: ``base_model`` is no hub id.
+            OutputError: the folder cannot be written, or is there already.
+        """
+        place = Path(folder)
+        source = label(str(getattr(self.pipe.config, "_name_or_path", None) or "")) or type(self.pipe).__name__
+        report = {"model": source, **self.report}
+        times = {"seconds": report.pop("seconds"), "device": str(self.pipe.device)}
+        if base_model is not None:
+            report["base_model"] = checked_base_model(base_model)
+        records = {QUANTIZED: report, RUN: times}
+        save_pipeline(
+            self.pipe, place, overwrite, {name: dumps(each, indent=1) + "\n" for name, each in records.items()}
+        )
+        write_card(place)
 
 
 def quantize(
@@ -55,7 +86,7 @@ def quantize(
     """Quantize the pipeline's denoiser, or another component, in place.
 
     >>> result = halftone.quantize(pipe, "q-diffusion-w4a8", steps=50, seed=0)  # doctest: +SKIP
-    >>> result.pipe.save_pretrained("out")  # doctest: +SKIP
+    >>> result.save("out")  # doctest: +SKIP
 
     Args:
         recipe: a recipe's name, the path of a YAML file, or a loaded recipe.

@@ -178,11 +178,12 @@ def seen(*ranks: list[int]) -> dict:
 
 def test_verdicts_come_from_intervals_over_prompts() -> None:
     right, half = [0] * 100, [0, 1] * 50
-    assert verdict(lost(seen(right), seen(right)), seen(right), "w8a8") == "met"
-    assert verdict(lost(seen(half), seen(right)), seen(right), "w4a8") == "missed"
+    assert verdict(lost(seen(right), seen(right)), seen(right), "w8a8") == "surely met"
+    assert verdict(lost(seen(half), seen(right)), seen(right), "w4a8") == "surely missed"
     one = [[1, *right[1:]], right]
     points = lost(seen(*one), seen(right, right))
-    assert points.value == pytest.approx(0.5) and verdict(points, seen(right), "w8a8") == "open"
+    assert points.value == pytest.approx(0.5) and verdict(points, seen(right), "w8a8") == "met"
+    assert verdict(replace(points, value=1.5, high=4.0), seen(right), "w8a8") == "missed"
     wrong = [5] * 100
     assert verdict(lost(seen(wrong), seen(wrong)), seen(wrong), "w8a8") == "none"
 

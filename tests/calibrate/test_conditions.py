@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from halftone.calibrate.conditions import digest, digests, in_turn
+from halftone.foundation.errors import ConfigError
 
 
 def picture(value: int) -> Image.Image:
@@ -48,6 +49,12 @@ def test_lists_are_taken_evenly_in_an_order_of_the_seed(length: int, count: int,
     assert max(taken.values()) - min(taken[n] for n in numbers) <= 1
     assert found == in_turn({"prompt": texts, "label": numbers}, count, seed)
     assert found["label"] == in_turn({"label": numbers}, count + 7, seed)["label"][:count], "more of them begin alike"
+
+
+@pytest.mark.parametrize("values", ["red heart", b"red", [], 7])
+def test_what_is_no_list_is_refused(values: object) -> None:
+    with pytest.raises(ConfigError, match="each: prompt: expected a list of values"):
+        in_turn({"prompt": values}, 2, 0)  # type: ignore[dict-item]
 
 
 def test_few_of_a_long_list_are_not_its_head() -> None:

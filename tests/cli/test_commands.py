@@ -113,6 +113,11 @@ def test_pictures_of_prompts_are_labelled() -> None:
     plain = grid(np.zeros((2, 3, 70, 70), dtype=np.float32))
     labelled = grid(np.zeros((2, 3, 70, 70), dtype=np.float32), ["a lighthouse", "日本 and a very long prompt " * 9])
     assert labelled.height > plain.height and labelled.width == plain.width
+    strip, other = (np.asarray(labelled)[73:, left : left + 70] for left in (2, 74))
+    # Letters, and others below the other picture; below nothing there is nothing.
+    assert (strip < 128).sum() > 100 and (other < 128).sum() > 100 and not np.array_equal(strip, other)
+    blank = grid(np.zeros((2, 3, 70, 70), dtype=np.float32), ["", ""])
+    assert (np.asarray(blank)[73:] == 255).all()
     with pytest.raises(ConfigError, match="one or three channels"):
         grid(np.zeros((2, 4, 8, 8), dtype=np.float32))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from halftone.cli.quantize import TIMES
 from halftone.foundation.files import sha256_of
+from halftone.report.pieces import RUN
 
 from .conftest import Halftone
 
@@ -34,8 +34,8 @@ WORK += tuple(part for change in CHANGES for part in ("--set", change))
 def digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file by path, without the one that tells the times."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    assert TIMES in files
-    return {name: sha256_of(path) for name, path in files.items() if name != TIMES}
+    assert RUN in files
+    return {name: sha256_of(path) for name, path in files.items() if name != RUN}
 
 
 @pytest.fixture(scope="module")

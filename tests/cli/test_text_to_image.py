@@ -2,12 +2,23 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    ControlNetXSAdapter,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -15,8 +26,11 @@ from safetensors.torch import save_file
 from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion
 
 import halftone
+from halftone.cli import models
 from halftone.cli.app import run
+from halftone.cli.options import read_prompts
 from halftone.foundation.errors import ArtifactError, ConfigError
+from halftone.models.controlnets import refuse_unfit_controlnets
 
 from .conftest import Halftone
 from .test_bad_input import refused
@@ -135,6 +149,27 @@ def test_the_plan_of_another_component_comes_true(
     assert reasons["encoder.conv_in"] == ""
 
 
+def test_a_controlnet_xs_is_narrower_on_purpose(base: Path) -> None:
+    unet = tiny_stable_diffusion(base / "tokenizer").unet
+    for widths, fits in (((8, 16), True), ((16, 32), False)):
+        net = ControlNetXSAdapter(
+            conditioning_embedding_out_channels=(4, 8),
+            block_out_channels=(4, 8),
+            base_block_out_channels=widths,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            num_attention_heads=1,
+            cross_attention_dim=unet.config.cross_attention_dim,
+            max_norm_num_groups=4,
+        )
+        beside: Any = SimpleNamespace(components={"unet": unet, "controlnet": net})
+        with (
+            nullcontext()
+            if fits
+            else pytest.raises(ConfigError, match=r"controlnet: block_out_channels: expected \[8, 16\]")
+        ):
+            refuse_unfit_controlnets(beside)
+
+
 def test_plans_of_components_that_are_none(halftone: Halftone, base: Path) -> None:
     plan = ("inspect", "--plan", base / "model", "--component")
     refused(halftone, ["a component called 'vea'", "'vae'"], *plan, "vea")
@@ -164,9 +199,10 @@ def test_two_components_of_different_versions(quantized: Path, tmp_path: Path) -
         (b"", ["at least one prompt"]),
         (b"\n \n\n", ["at least one prompt"]),
         (b"\xff\xfe\x00a red circle", ["a text file in UTF-8"]),
+        (b"a\0 \0c\0a\0t\0", ["a text file in UTF-8", "UTF-16?"]),
         (b"a " * 6000, ["prompts of at most 10000 characters"]),
     ],
-    ids=["empty", "blank", "not UTF-8", "a book on one line"],
+    ids=["empty", "blank", "not UTF-8", "UTF-16", "a book on one line"],
 )
 def test_files_that_are_no_prompts(
     halftone: Halftone, quantized: Path, tmp_path: Path, content: bytes, words: list[str]
@@ -176,6 +212,11 @@ def test_files_that_are_no_prompts(
     refused(halftone, words, "quantize", quantized, "--recipe", "rtn-w8a8", *where)
     where = ("--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "x.png")
     refused(halftone, words, "generate", quantized, *where)
+
+
+def test_the_mark_that_windows_puts_first_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa red circle\r\na hand\r\n")
+    assert read_prompts(tmp_path / "prompts.txt") == ["a red circle", "a hand"]
 
 
 def test_an_enormous_file_is_not_read(
@@ -193,6 +234,8 @@ def test_prompts_that_are_cut_off_are_named(halftone: Halftone, quantized: Path,
     how = ("--prompts", tmp_path / "prompts.txt", "-n", 2, "--steps", 2, "-o", tmp_path / "x.png")
     done = halftone("generate", quantized, *how)
     assert done.code == 0 and "1 of 2 prompts are longer than the" in done.err and "'a red circle a red" in done.err
+    negative = halftone(*DRAW, quantized, "--negative", long, "-o", tmp_path / "z.png")
+    assert negative.code == 0 and "1 of 1 prompts are longer than the" in negative.err
     short = halftone(*DRAW, quantized, "-o", tmp_path / "y.png")
     assert short.code == 0 and "longer than the" not in short.err
 
@@ -214,6 +257,7 @@ def test_evaluating_under_the_guidance_that_was_calibrated(
     other = halftone("evaluate", quantized, "--against", base / "model", *how, "--guidance", 2, "--negative", "blue")
     assert "guidance 2.0 (calibrated: 7.5)" in other.err and "guidance" not in own.err
     assert other.json["paired"]["psnr"] != own.json["paired"]["psnr"]
+    assert any("CLIP" in sentence for sentence in own.json["public"]["missing"])  # said in the record, too
     with np.load(quantized / "halftone/samples.npz") as kept:
         assert kept["texts"].tolist() == [PROMPTS[n % len(PROMPTS)] for n in range(2)]
 
@@ -222,6 +266,38 @@ def test_a_hub_id_without_a_network_says_what_to_do(halftone: Halftone, tmp_path
     words = ["a pipeline on the hub that can be reached", "hf download", "halftone zoo"]
     refused(halftone, words, "generate", "nobody/nothing-of-this-name", "--prompt", "a", "-o", tmp_path / "x.png")
     refused(halftone, words, "inspect", "--plan", "nobody/nothing-of-this-name")
+
+
+@pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline])
+def test_pipelines_that_need_pictures_are_refused(halftone: Halftone, base: Path, tmp_path: Path, kind: type) -> None:
+    kind.from_pipe(tiny_stable_diffusion(base / "tokenizer")).save_pretrained(tmp_path / "model")  # type: ignore[attr-defined]
+    words = ["prompts or labels alone", kind.__name__, "In Python"]
+    refused(halftone, words, "quantize", tmp_path / "model", "--recipe", "rtn-w8a8", "-o", tmp_path / "out")
+    refused(halftone, words, "generate", tmp_path / "model", "--prompt", "a", "-o", tmp_path / "x.png")
+    refused(halftone, words, "evaluate", tmp_path / "model", "--prompts", base / "prompts.txt")
+
+
+def test_a_missing_component_is_said_to_be_missing(halftone: Halftone, base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base / "model", tmp_path / "half"))
+    shutil.rmtree(folder / "vae")
+    refused(halftone, ["vae", "fetch it again"], "generate", folder, "--prompt", "a", "-o", tmp_path / "x.png")
+
+
+def test_truncated_float_weights_are_said_to_be(halftone: Halftone, base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base / "model", tmp_path / "half"))
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused(halftone, ["fetch it again"], "generate", folder, "--prompt", "a", "-o", tmp_path / "x.png")
+
+
+def test_weights_are_opened_before_anything_is_drawn(
+    halftone: Halftone, base: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "open_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    (tmp_path / "vgg16.pt").write_bytes(b"nothing")
+    how = ("--prompts", base / "prompts.txt", "--samples", 2)
+    refused(halftone, ["vgg16.pt", "a TorchScript program"], "evaluate", quantized, *how, "--public", tmp_path)
+    refused(halftone, ["a folder of pictures", "0 of them"], "evaluate", quantized, *how, "--real", tmp_path)
 
 
 @pytest.mark.parametrize("gone", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
@@ -253,4 +329,5 @@ def test_a_pipeline_without_a_denoiser(halftone: Halftone, base: Path, tmp_path:
     index["unet"] = [None, None]
     (folder / "model_index.json").write_text(json.dumps(index))
     done = halftone("quantize", folder, "--recipe", "rtn-w8a8", "-o", tmp_path / "out")
-    assert done.code == 2 and "unet" in done.err, done.err
+    assert done.code == 2, done.err
+    assert "expected a component unet, transformer, prior, decoder, got " in done.err and "text_encoder" in done.err

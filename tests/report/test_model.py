@@ -11,7 +11,8 @@ from tests.tiny import NO_ATTENTION, pipeline, tiny_unet
 
 import halftone
 from halftone.evaluate.bench import disk_bytes
-from halftone.report.card import card
+from halftone.foundation.errors import ConfigError, OutputError
+from halftone.report.card import CARD, card
 from halftone.report.layers import read_model
 from halftone.report.page import write_report
 from halftone.report.pieces import read_pieces
@@ -23,10 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = ["calibration.samples=4", "calibration.batch=4"]
     result = halftone.quantize(pipe, "rtn-w4a8", steps=2, budget="demo", overrides=few)
     out = tmp_path_factory.mktemp("model")
-    pipe.save_pretrained(out)
-    (out / "halftone").mkdir()
-    (out / "halftone" / "quantize.json").write_text(json.dumps(result.report), encoding="utf-8")
-    return out
+    result.save(out / "saved", base_model="someone/garments")
+    return out / "saved"
 
 
 def test_widths_and_bytes_are_the_artifact_s(folder: Path) -> None:
@@ -40,6 +39,19 @@ def test_widths_and_bytes_are_the_artifact_s(folder: Path) -> None:
     # Every weight counted once: the float model has as many.
     float_model = UNet2DModel.from_config(UNet2DModel.load_config(folder / "unet"))
     assert model.sizes.elements == pytest.approx(sum(p.numel() for p in float_model.parameters()), rel=0.05)
+
+
+def test_a_result_is_saved_as_the_command_line_saves_it(folder: Path) -> None:
+    text = (folder / CARD).read_text(encoding="utf-8")
+    assert "base_model: someone/garments" in text and "base_model_relation: quantized" in text
+    assert "Calibration" in text and "DiffusionPipeline.from_pretrained(" in text
+    assert "seconds" not in json.loads((folder / "halftone/quantize.json").read_text())
+    assert json.loads((folder / "halftone/run.json").read_text())["device"] == "cpu"
+    result = halftone.api.Result(halftone.artifact.load_pipeline(folder), {"seconds": {}})
+    with pytest.raises(OutputError, match="overwrite"):
+        result.save(folder)
+    with pytest.raises(ConfigError, match="OWNER/NAME"):
+        result.save(folder, base_model="a folder", overwrite=True)
 
 
 def test_a_real_model_makes_a_page(folder: Path, tmp_path: Path) -> None:

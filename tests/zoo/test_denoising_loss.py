@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, PNDMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halftone.foundation.errors import ConfigError
 from halftone.zoo import emoji_sd, fashion_unet
 from halftone.zoo.denoiser_training import Diffusion, denoising_loss
 
@@ -61,6 +62,8 @@ def test_both_see_the_same_noisy_images(velocity):
 
 def test_the_scheduler_says_what_is_predicted():
     assert Diffusion.of(PNDMScheduler(**emoji_sd.SCHEDULE), "cpu").velocity
+    with pytest.raises(ConfigError, match="epsilon or v_prediction, got 'sample'"):
+        Diffusion.of(DDIMScheduler(prediction_type="sample"), "cpu")
     fashion = Diffusion.of(DDIMScheduler(**fashion_unet.SCHEDULE), "cpu")
     assert not fashion.velocity
     torch.testing.assert_close(fashion.signal, DDIMScheduler(**fashion_unet.SCHEDULE).alphas_cumprod)

@@ -10,6 +10,7 @@ from halftone.artifact.weights_file import Stored, read_header
 from halftone.foundation.errors import ArtifactError, ConfigError
 
 INDEX = "model_index.json"
+AGAIN = "It may be half downloaded or half copied: fetch it again."
 _WEIGHTS, _TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model", "model"
 _LONGEST_JSON = 64 * 2**20
 _EXECUTED = {".py", ".pyc", ".so"}
@@ -96,7 +97,7 @@ def _components(folder: Path) -> Iterator[str]:
         if value[0] is None:
             continue
         if not (folder / name).is_dir():
-            raise ArtifactError(str(folder / name), f"a folder, as {INDEX} says", "none")
+            raise ArtifactError(str(folder / name), f"a folder, as {INDEX} says", "none", AGAIN)
         yield name
 
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from torch import nn
 
-from halftone.artifact.folder import INDEX, check_folder, missing_files
+from halftone.artifact.folder import AGAIN, INDEX, check_folder, missing_files, read_json
 from halftone.artifact.registration import register
 from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError, OutputError
 from halftone.foundation.files import check_output, staged_folder, write_atomically
 from halftone.foundation.wording import some
 from halftone.models.controlnets import refuse_unfit_controlnets
+from halftone.models.denoiser import name_of_denoiser
 from halftone.nn.running import WEIGHTS, set_weights
 
 if TYPE_CHECKING:
@@ -87,10 +89,13 @@ def _load(
     except Exception as error:  # whatever diffusers, the hub client or a component's library raises
         missing = missing_files(Path(source))
         if missing:
-            again = "It may be half downloaded or half copied: fetch it again."
-            raise failure(source, "a whole pipeline folder", f"no {some(missing)}", again) from error
+            raise failure(source, "a whole pipeline folder", f"no {some(missing)}", AGAIN) from error
+        if (index := Path(source) / INDEX).is_file():
+            name_of_denoiser(read_json(index), str(index))  # diffusers would list every part that it misses
         lines = str(error).strip().splitlines() or [""]
-        raise failure(source, expected, f"{type(error).__name__}: {lines[0][:300]}", fix) from error
+        damaged = Path(source).is_dir() and isinstance(error, OSError | SafetensorError)
+        got = f"{type(error).__name__}: {lines[0][:300]}"
+        raise failure(source, expected, got, AGAIN if damaged else fix) from error
     refuse_unfit_controlnets(pipe)
     return pipe
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from halftone.foundation.errors import ConfigError
 from halftone.foundation.seeds import generator
 
 
@@ -37,12 +38,27 @@ def digests(each: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     return found
 
 
+def check_each(each: Mapping[str, Sequence[Any]] | None) -> None:
+    """Raise a ConfigError for an argument whose values are no list, or an empty one: of a string, each letter would be a prompt."""
+    for name, values in (each or {}).items():
+        if isinstance(values, str | bytes) or not hasattr(values, "__getitem__") or not len(values):
+            got = (
+                repr(values) if isinstance(values, str | bytes) or hasattr(values, "__len__") else type(values).__name__
+            )
+            fix = f"each={{'{name}': [...]}}"
+            raise ConfigError(f"each: {name}", "a list of values, one a trajectory", got[:80], fix)
+
+
 def in_turn(each: Mapping[str, Sequence[Any]] | None, count: int, seed: int) -> dict[str, list[Any]]:
     """Return ``count`` values of each argument, in an order that ``seed`` decides, from the start again when they run out.
 
     Few trajectories see a small part of a long list, and the head of a list is often of one kind. Lists of one length keep their
     values together.
+
+    Raises:
+        ConfigError: the values of an argument are no list.
     """
+    check_each(each)
     found = {}
     for name, values in (each or {}).items():
         order = torch.randperm(len(values), generator=generator(seed, "calibration", "conditions", str(len(values))))

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from halftone.calibrate.conditions import digests, in_turn
+from halftone.calibrate.conditions import check_each, digests, in_turn
 from halftone.calibrate.samples import Stop, is_number, sample_leaves
 from halftone.calibrate.sampling import batches, check_steps, last_step, protocol, quiet, run_steps
 from halftone.calibrate.select_contract import AbstractSelect
@@ -169,9 +169,11 @@ def record(
         call: further pipeline arguments (``eta``, ``guidance_scale``).
 
     Raises:
+        ConfigError: values of an argument that are no list.
         CalibrationError: no samples asked for, an enabled cache, inputs that are NaN or constant, or that differ between calls in
             more than their samples.
     """
+    check_each(each)
     network = network or denoiser(pipe)
     refuse_cache(network)
     check_steps(pipe, steps)

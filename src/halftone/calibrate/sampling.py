@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from halftone.calibrate.conditions import digest
+from halftone.calibrate.conditions import check_each, digest
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.seeds import generator
 from halftone.models.denoiser import denoiser
@@ -167,6 +167,7 @@ def batches(
     if "generator" not in options:
         raise ConfigError(type(pipe).__name__, "a pipeline that takes a generator", "one that does not")
     repeated = {k: [v] * count for k, v in call.items() if k in _REPEATED and isinstance(v, str | int)}
+    check_each(each)
     rows = repeated | dict(each)
     for name, values in rows.items():
         if len(values) != count:

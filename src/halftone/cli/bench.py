@@ -50,9 +50,9 @@ def command(
     with working() as progress:
         from json import dumps
 
-        from halftone.cli.models import doubts, is_quantized, label, local_artifact, open_model, resolve, use_engine
+        from halftone.cli.models import doubts, is_quantized, local_artifact, open_model, resolve, use_engine
         from halftone.evaluate.bench import Subject, bench
-        from halftone.foundation.files import write_atomically
+        from halftone.foundation.files import label, write_atomically
         from halftone.report.card import write_card
 
         pipe = open_model(model, device=device, weights=weights)

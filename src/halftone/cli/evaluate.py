@@ -123,28 +123,36 @@ def command(
         from dataclasses import replace
 
         from halftone.cli import models
-        from halftone.cli.models import label, open_model
+        from halftone.cli.models import open_model, refuse_pictures
+        from halftone.foundation.files import label
 
+        if public or real:
+            from halftone.evaluate.public_metrics import check
+
+            check(public, real)  # sampling takes hours
         pipe = open_model(model, device=device, weights=weights)
+        refuse_pictures(
+            pipe, model, "In Python: halftone.evaluate.sample(pipe, ..., each={'prompt': [...], 'image': [...]})."
+        )
         for note in models.use_engine(pipe, engine):
             progress.say(f"note: {note}")
         other = open_model(against, device=device) if against else None
         notes = models.doubts(model, pipe, against, other) + models.cut_off(pipe, texts)
+        notes += models.cut_off(pipe, [negative] if negative else None)
         notes += models.unlike_calibration(pipe, steps, guidance)
         for note in notes:
             progress.say(f"warning: {note}")
         how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}
         how |= models.options(pipe, guidance_scale=guidance, negative_prompt=negative)
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
-        if public or real:
-            found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
+        found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
         names = {"model": label(model), "against": label(against) if against else None}
         record = {**found.plain(), **names, "engine": engine, "expectations": results, "notes": notes}
         folder = models.local_artifact(model, pipe) if keep else None
         if folder:
             _keep(folder, record, drawn, paired, other, how, texts, progress)
-    emit(record, json, lambda: _human(model, against, found, results))
+    emit(record, json, lambda: _human(model, against, found, results, public is not None or real is not None))
     if not all(result["met"] for result in results):
         raise typer.Exit(3)
 
@@ -270,7 +278,7 @@ def _keep(
     write_card(folder)
 
 
-def _human(model: str, against: str | None, found: "Evaluation", results: list[dict[str, Any]]) -> str:
+def _human(model: str, against: str | None, found: "Evaluation", results: list[dict[str, Any]], asked: bool) -> str:
     how = found.protocol
     lines = [f"{model}: {how.samples} samples, {how.scheduler}, {how.steps} steps, seed {how.seed}"]
     rows: list[list[str]] = []
@@ -290,7 +298,7 @@ def _human(model: str, against: str | None, found: "Evaluation", results: list[d
         lines.append(f"Paired with {against} from the same noise.")
     else:
         lines.append("No paired distances: give --against FLOAT_MODEL.")
-    if found.public:
+    if asked and found.public:
         rows += _public_rows(found.public)
         lines += [f"{sentence}." for sentence in found.public.missing]
     elif found.distribution is None:

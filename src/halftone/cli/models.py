@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halftone.foundation.errors import ConfigError
+from halftone.foundation.files import label
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from halftone.artifact.schema import Description
 
 _ZOO = "zoo:"
+_PICTURES = ("image", "control_image", "mask_image")
+_WITHOUT = {"FluxKontextPipeline"}  # makes pictures of prompts alone, too
 
 
 def resolve(source: str) -> str:
@@ -117,6 +120,18 @@ def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> list[str]:
 def takes(pipe: "DiffusionPipeline", argument: str) -> bool:
     """Return whether the pipeline can be called with ``argument``."""
     return argument in inspect.signature(type(pipe).__call__).parameters
+
+
+def refuse_pictures(pipe: "DiffusionPipeline", model: str, fix: str) -> None:
+    """Raise a ConfigError, with how to ``fix`` it, for a pipeline that is called with pictures: these commands have none.
+
+    Inpainting, image to image and ControlNets are such; diffusers would stop in the middle of their first call.
+    """
+    kind = type(pipe).__name__
+    if kind not in _WITHOUT and any(takes(pipe, argument) for argument in _PICTURES):
+        raise ConfigError(
+            model, "a pipeline that needs prompts or labels alone", f"a {kind}, which needs pictures", fix
+        )
 
 
 def conditions(
@@ -239,12 +254,3 @@ def _calibrated(found: "Description") -> bool:
     steps = (found.recipe.get("steps") or {}).values() if isinstance(found.recipe.get("steps"), dict) else ()
     learned = any(isinstance(step, dict) and step.get("method") != "rounding/nearest" for step in steps)
     return learned or any(scheme.input for scheme in found.schemes.values())
-
-
-def label(source: str) -> str:
-    """Return what to call the model in a file that may be passed on: folders of this machine are nobody's business.
-
-    >>> label("zoo:fashion-unet"), label("owner/name"), label("/home/me/models/mine")
-    ('zoo:fashion-unet', 'owner/name', 'mine')
-    """
-    return Path(source).resolve().name if Path(source).exists() or Path(source).is_absolute() else source

@@ -107,7 +107,11 @@ def read_prompts(file: Path) -> list[str]:
         if size > _LARGEST_FILE:
             got = f"{size / 1e6:.0f} MB"
             raise ConfigError(f"--prompts {file}", f"a list of prompts, at most {_LARGEST_FILE // 10**6} MB", got)
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        # Windows' editors begin UTF-8 with a mark, and without one UTF-16 may pass for text with zeros in it.
+        text = file.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ConfigError(f"--prompts {file}", "a text file in UTF-8", "one with zero bytes (UTF-16?)")
+        lines = [line.strip() for line in text.splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts {file}", "a text file in UTF-8", type(error).__name__) from error
     prompts = [line for line in lines if line]

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from halftone.foundation.progress import Progress
 
-REPORT = "halftone/quantize.json"
-# What differs between two runs of the same request. Every other file of the folder is the same, bit by bit.
-TIMES = "halftone/run.json"
 _FINISHED = "finished.json"
 _LABELS = 64  # that the calibration of a class-conditional model takes in turn
 
@@ -59,6 +56,9 @@ def command(
     ] = None,
     keep_as: KeepAs = "float32",
     roles: Roles = None,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="What the card says MODEL is, where MODEL is a folder.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Quantize MODEL and write a diffusers folder.
@@ -74,7 +74,10 @@ def command(
       halftone quantize my-model --recipe mine.yaml --set calibration.samples=256 -o out --resume
     """
     from halftone.artifact.pipeline import check_place
+    from halftone.report.card import checked_base_model
 
+    if base_model is not None:
+        checked_base_model(base_model)
     bound, kept = byte_count(memory) if memory else None, check_kept(keep_as)
     work = output.parent / (output.resolve().name + ".work")
     with working() as progress:
@@ -86,7 +89,7 @@ def command(
             others = _others(also or [], budget)
             try:
                 done = _quantize(
-                    model, recipe, others, output, work, device, lines, progress, overwrite,
+                    model, recipe, others, output, work, device, lines, progress, overwrite, base_model,
                     steps=steps, seed=seed, budget=budget, overrides=assignments or [],
                     memory=bound, keep=kept, roles=roles, resume=resume,
                 )  # fmt: skip
@@ -132,6 +135,7 @@ def _quantize(
     prompts: list[str] | None,
     progress: "Progress",
     overwrite: bool,
+    base_model: str | None,
     **how: Any,
 ) -> dict[str, Any]:
     """Do the work, write the folder, and return the facts about it."""
@@ -141,17 +145,16 @@ def _quantize(
 
     from halftone.api import quantize
     from halftone.artifact import save_pipeline
-    from halftone.cli.models import label, open_model
+    from halftone.cli.models import open_model, refuse_pictures
     from halftone.cli.recipes import resolved
-    from halftone.foundation.files import text_digest, write_atomically
+    from halftone.foundation.files import label, text_digest, write_atomically
     from halftone.models.component import component
     from halftone.recipes import load
+    from halftone.report.pieces import QUANTIZED, RUN
 
     how["keep"] = getattr(torch, how["keep"])
     pipe = open_model(model, device=device)
-    if any(name.startswith("controlnet") for name in pipe.components):
-        fix = "In Python: halftone.quantize(pipe, RECIPE, each={'prompt': [...], 'image': [...]}, component='controlnet')."
-        raise ConfigError(model, "a pipeline that needs prompts or labels alone", "one that needs control images", fix)
+    refuse_pictures(pipe, model, "In Python: halftone.quantize(pipe, RECIPE, each={'prompt': [...], 'image': [...]}).")
     for name in others:
         if component(pipe, name) == component(pipe):
             raise ConfigError(
@@ -162,7 +165,7 @@ def _quantize(
     for line in resolved(load(recipe, how["budget"], how["overrides"], component(pipe).parameters))[1].splitlines():
         progress.say(f"  {line}")
     result = quantize(pipe, recipe, each=each, work=work, progress=progress, later=others, **how)
-    report = {"model": label(model), **result.report}
+    report = {"model": label(model), **({"base_model": base_model} if base_model else {}), **result.report}
     times = {"seconds": report.pop("seconds"), "device": device}
     for name, its in others.items():
         # After the denoiser, so that it is calibrated on what the quantized one makes.
@@ -177,7 +180,7 @@ def _quantize(
     write_atomically(work / _FINISHED, dumps({"report": text_digest(kept)}))
     for stale in output.resolve().parent.glob(f".{output.resolve().name}.partial-*") if how["resume"] else []:
         shutil.rmtree(stale, ignore_errors=True)
-    save_pipeline(result.pipe, output, overwrite, {REPORT: kept, TIMES: dumps(times, indent=1) + "\n"})
+    save_pipeline(result.pipe, output, overwrite, {QUANTIZED: kept, RUN: dumps(times, indent=1) + "\n"})
     return _written(result.pipe, output, report, times)
 
 
@@ -202,15 +205,16 @@ def _finished(output: Path, work: Path) -> dict[str, Any] | None:
     from json import loads
 
     from halftone.foundation.files import text_digest
+    from halftone.report.pieces import QUANTIZED, RUN
 
-    if not (work / _FINISHED).is_file() or not (output / REPORT).is_file():
+    if not (work / _FINISHED).is_file() or not (output / QUANTIZED).is_file():
         return None
-    text = (output / REPORT).read_text(encoding="utf-8")
+    text = (output / QUANTIZED).read_text(encoding="utf-8")
     if loads((work / _FINISHED).read_text())["report"] != text_digest(text):
         return None
     from halftone.cli.models import open_model
 
-    return _written(open_model(str(output)), output, loads(text), loads((output / TIMES).read_text()))
+    return _written(open_model(str(output)), output, loads(text), loads((output / RUN).read_text()))
 
 
 def _explained(error: Exception, output: Path, work: Path) -> Exception:

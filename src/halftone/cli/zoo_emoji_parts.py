@@ -1,6 +1,6 @@
 """``halftone zoo train emoji-style-lora`` and ``emoji-controlnet``: what is trained on top of a text-to-image model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from halftone.foundation.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from diffusers import StableDiffusionPipeline
 
     from halftone.foundation.progress import Progress
@@ -35,6 +36,8 @@ def train_style(request: Request, progress: "Progress") -> dict[str, Any]:
     pipe, emoji = _begin(request)
     how = training_for(request.device, request.options["minutes"], request.seed)
     facts = train(pipe, emoji, how, request.work, request.device, progress.say)
+    adapters = {name: part for name, part in pipe.unet.named_parameters() if "lora_" in name}
+    _halve(adapters.values())
     texts = _texts(emoji, int(request.options.get("samples", 64)))
     shown, shares = [], {}
     for strength in (0.0, 0.5, 1.0):
@@ -45,9 +48,7 @@ def train_style(request: Request, progress: "Progress") -> dict[str, Any]:
         shown.append(drawn.images)
         shares[f"{strength:g}"] = round(style_share(torch.from_numpy(drawn.images)), 4)
     measured = {"prompts": len(texts), "steps": STEPS, "guidance_scale": GUIDANCE, "share_in_style": shares}
-    card = _card(
-        request, facts, sum(p.numel() for name, p in pipe.unet.named_parameters() if "lora_" in name), measured
-    )
+    card = _card(request, facts, sum(part.numel() for part in adapters.values()), measured)
     lines = [f"| {strength} | {100 * share:.0f} |" for strength, share in shares.items()]
     about = f"""A LoRA for [emoji-sd](../emoji-sd): every emoji a print in one ink. Rank {facts["rank"]}, on the U-Net's attentions,
 feed-forwards and residual convolutions.
@@ -92,7 +93,7 @@ def train_controlnet(request: Request, progress: "Progress") -> dict[str, Any]:
     pipe, emoji = _begin(request)
     how = training_for(request.device, request.options["minutes"], request.seed)
     net, facts = train(pipe, emoji, how, request.work, request.device, progress.say)
-    _halve(net)
+    _halve(net.parameters())
     numbers = alignment_prompts(emoji, int(request.options.get("samples", 64)))
     texts = [emoji.emoji[n].caption for n in numbers]
     # Of another emoji than the prompt's, so that the prompt alone cannot be enough.
@@ -145,9 +146,9 @@ def _pictures(images: Any) -> list[Any]:
     return [Image.fromarray(each) for each in (images * 255).round().byte().permute(0, 2, 3, 1).numpy()]
 
 
-def _halve(module: Any) -> None:
-    """Round the weights to half precision, which is what ships, so that it is what the card measures."""
-    for parameter in module.parameters():
+def _halve(parameters: "Iterable[torch.nn.Parameter]") -> None:
+    """Round weights to half precision, which is what ships, so that it is what the card measures."""
+    for parameter in parameters:
         parameter.data = parameter.data.half().float()
 
 

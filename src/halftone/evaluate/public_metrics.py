@@ -64,6 +64,17 @@ class PublicMetrics:
     missing: tuple[str, ...]
 
 
+def check(folder: Path | None, real: Path | None) -> None:
+    """Open what ``public_metrics`` will need, so that a damaged file is found before the images are drawn; raises as it does."""
+    for name in (INCEPTION, VGG):
+        if folder is not None and (folder / name).exists():
+            _program(folder / name)
+    if folder is not None and (folder / CLIP).exists():
+        _clip(folder / CLIP)
+    if real is not None:
+        _files(real)
+
+
 def public_metrics(
     images: np.ndarray,
     against: np.ndarray | None = None,
@@ -140,19 +151,27 @@ def pictures(folder: Path, size: tuple[int, int]) -> Iterator[torch.Tensor]:
     """Yield the pictures in ``folder`` as uint8 ``[n, 3, H, W]``, cropped to the middle and scaled to ``size`` (width, height).
 
     Raises:
-        ConfigError: it is no folder, or holds no picture.
+        ConfigError: it is no folder, holds no picture, or a damaged one.
     """
+    files = _files(folder)
+    for start in range(0, len(files), _BATCH):
+        rows = []
+        for file in files[start : start + _BATCH]:
+            try:
+                with Image.open(file) as picture:
+                    fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
+            except OSError as error:  # Pillow's own are of this kind
+                raise ConfigError(str(file), "a picture", f"{type(error).__name__}: {error}"[:200]) from error
+            rows.append(torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1))
+        yield torch.stack(rows)
+
+
+def _files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PICTURES) if folder.is_dir() else []
     if len(files) < 2:
         expected = "a folder of pictures (" + ", ".join(sorted(_PICTURES)) + ")"
         raise ConfigError(str(folder), expected, f"{len(files)} of them" if folder.is_dir() else "no folder")
-    for start in range(0, len(files), _BATCH):
-        rows = []
-        for file in files[start : start + _BATCH]:
-            with Image.open(file) as picture:
-                fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
-            rows.append(torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1))
-        yield torch.stack(rows)
+    return files
 
 
 # VGG16 with LPIPS's heads.

@@ -194,3 +194,12 @@ def private_cache(name: str) -> Path | None:
 def text_digest(text: str) -> str:
     """Return the SHA-256 of ``text`` in UTF-8, as hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def label(source: str) -> str:
+    """Return what to call the model in a file that may be passed on: folders of this machine are nobody's business.
+
+    >>> label("zoo:fashion-unet"), label("owner/name"), label("/home/me/models/mine")
+    ('zoo:fashion-unet', 'owner/name', 'mine')
+    """
+    return Path(source).resolve().name if Path(source).exists() or Path(source).is_absolute() else source

@@ -31,5 +31,7 @@ def refuse_unfit_controlnets(pipe: "DiffusionPipeline") -> None:
 
 
 def _setting(network: Any, key: str) -> Any:
-    value = getattr(network, "config", {}).get(key)
+    config = getattr(network, "config", {})
+    # A ControlNet-XS is narrower on purpose; the base's widths have a name of their own there.
+    value = config.get(f"base_{key}", config.get(key))
     return list(value) if isinstance(value, list | tuple) else value

@@ -8,10 +8,11 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from halftone.artifact.folder import INDEX, read_json
+from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import text_digest, write_atomically
 from halftone.report.layers import Layer, Model, read_model
 from halftone.report.markdown import table
-from halftone.report.pieces import COMMANDS, ROOM, Pieces, mapping, number, read_pieces
+from halftone.report.pieces import COMMANDS, QUANTIZED, Pieces, mapping, number, read_pieces
 from halftone.report.sections import bench_rows
 
 CARD = "README.md"
@@ -42,13 +43,20 @@ def write_card(folder: Path) -> Path | None:
         OutputError: the card cannot be written.
     """
     file = folder / CARD
-    if not (folder / ROOM / "quantize.json").is_file():
+    if not (folder / QUANTIZED).is_file():
         return None
     if file.exists() and not _ours(file.read_text(encoding="utf-8", errors="replace")):
         return None
     text = card(read_pieces(folder))
     write_atomically(file, text + "\n" + _SEAL.format(text_digest(text)))
     return file
+
+
+def checked_base_model(name: str) -> str:
+    """Return ``name``, or raise a ConfigError where it is no id of the hub."""
+    if not _HUB_ID.fullmatch(name):
+        raise ConfigError("base model", "an id of the hub, OWNER/NAME", f"'{name}'")
+    return name
 
 
 def _ours(text: str) -> bool:
@@ -60,7 +68,7 @@ def card(pieces: Pieces) -> str:
     """Return the card as Markdown, with the hub's front matter; what has not been measured names the command that does."""
     model, recipe = read_model(pieces), mapping(pieces.quantize, "recipe")
     title = str(recipe.get("title") or recipe.get("name") or "quantized")
-    base = str(pieces.quantize.get("model") or "")
+    base = str(pieces.quantize.get("base_model") or pieces.quantize.get("model") or "")
     name = base.rstrip("/").rpartition("/")[2].removeprefix("zoo:") or pieces.folder.resolve().name
     parts = [
         f"# {name}, {model.bits or 'quantized'}",

@@ -17,6 +17,9 @@ from halftone.artifact.folder import read_json
 from halftone.foundation.errors import ArtifactError, ConfigError
 
 ROOM = "halftone"  # the sub-folder of a model's folder that holds the records
+QUANTIZED = f"{ROOM}/quantize.json"
+# What differs between two runs of the same request. Every other file of the folder is the same, bit by bit.
+RUN = f"{ROOM}/run.json"
 
 # Record -> what makes it.
 COMMANDS = {
@@ -65,14 +68,14 @@ def read_pieces(folder: Path) -> Pieces:
         ArtifactError: a record is damaged.
     """
     room = folder / ROOM
-    if not (room / "quantize.json").is_file():
+    if not (folder / QUANTIZED).is_file():
         fix = "Make one: halftone quantize MODEL --recipe NAME -o DIR."
-        raise ConfigError(str(folder), f"a model that Halftone has quantized ({ROOM}/quantize.json)", "none", fix)
+        raise ConfigError(str(folder), f"a model that Halftone has quantized ({QUANTIZED})", "none", fix)
     names = ("quantize", "evaluation", "bench", "ranges", "inspection")
     records = {name: read_json(room / f"{name}.json") for name in names if (room / f"{name}.json").is_file()}
-    if (room / "run.json").is_file():
+    if (folder / RUN).is_file():
         # Apart, because only the times differ between two runs of one request.
-        records["quantize"]["seconds"] = mapping(read_json(room / "run.json"), "seconds")
+        records["quantize"]["seconds"] = mapping(read_json(folder / RUN), "seconds")
     samples = room / "samples.npz"
     return Pieces(folder, samples=_read_pairs(samples) if samples.is_file() else None, **records)
 

@@ -21,6 +21,7 @@ class Entry:
         data: what it was trained on, with the licence.
         source: what ``halftone zoo train NAME --data`` takes to make it.
         options: those of ``halftone zoo train`` that its training has, besides the ones that all have.
+        minutes: the training time where none is given; None for a training that has no such option.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Entry:
     data: str
     source: str = "FASHION_MNIST.npz"
     options: tuple[str, ...] = ()
+    minutes: float | None = None
 
     @property
     def path(self) -> Path:
@@ -52,6 +54,7 @@ CATALOG = (
         "unconditional 32x32 DDPM of garments, UNet2DModel",
         _FASHION,
         options=("minutes", "work", "samples", "measure-every", "patience"),
+        minutes=240.0,
     ),
     Entry(
         "fashion-classifier",
@@ -66,6 +69,7 @@ CATALOG = (
         _EMOJI,
         "FOLDER",
         ("minutes", "work", "samples"),
+        240.0,
     ),
     Entry(
         "emoji-style-lora",
@@ -74,6 +78,7 @@ CATALOG = (
         _EMOJI,
         "FOLDER",
         ("minutes", "work", "samples", "base"),
+        30.0,
     ),
     Entry(
         "emoji-controlnet",
@@ -82,6 +87,7 @@ CATALOG = (
         _EMOJI,
         "FOLDER",
         ("minutes", "work", "samples", "base"),
+        90.0,
     ),
 )
 

@@ -12,8 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from halftone.foundation.errors import ConfigError
 from halftone.zoo.trainer import Schedule, fit
 from halftone.zoo.watch import Watch
+
+_PREDICTED = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,15 @@ class Diffusion:
 
     @classmethod
     def of(cls, scheduler: Any, device: str | torch.device) -> "Diffusion":
-        """Return that of a diffusers ``scheduler``."""
-        return cls(scheduler.alphas_cumprod.to(device), scheduler.config.prediction_type == "v_prediction")
+        """Return that of a diffusers ``scheduler``.
+
+        Raises:
+            ConfigError: its network predicts neither noise nor velocity.
+        """
+        kind = scheduler.config.prediction_type
+        if kind not in _PREDICTED:
+            raise ConfigError("scheduler: prediction_type", " or ".join(_PREDICTED), repr(kind))
+        return cls(scheduler.alphas_cumprod.to(device), kind == "v_prediction")
 
     def weights(self, t: torch.Tensor, gamma: float) -> torch.Tensor:
         """Return the loss's weight at each of ``t`` ``[B]``.
