@@ -1,5 +1,6 @@
 """Write the study's page and its picture of the pairs that moved most. Nothing is typed in by hand."""
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from benchmarks.markdown import bench_table, interval, table
 from benchmarks.records import rows_of
+from benchmarks.text_to_image.pictures import SHOWN
 from benchmarks.text_to_image.plan import BITS, FLOAT, METHODS, USED
 from benchmarks.text_to_image.settings import SECTIONS
 from benchmarks.text_to_image.uses import PLAIN, USES
@@ -33,12 +35,12 @@ def render(results: Path, docs: Path) -> list[str]:
     sections = read(results)
     if not sections:
         return [f"no rows in {results}: nothing to render"]
-    write_atomically(docs / PAGE, page(sections, _moved(results, docs)))
+    write_atomically(docs / PAGE, page(sections, [*_adapted(sections, results, docs), *_moved(results, docs)]))
     return [f"wrote {PAGE}", *(f"no rows yet: {section}" for section in SECTIONS if section not in sections)]
 
 
-def page(sections: dict[str, Rows], moved: list[str]) -> str:
-    """Return the page's Markdown; ``moved`` is the section with the pictures."""
+def page(sections: dict[str, Rows], pictures: list[str]) -> str:
+    """Return the page's Markdown; ``pictures`` are the sections with pictures."""
     first = next(iter(next(iter(sections.values())).values()))
     lines = [
         "# Text to image on a small Stable Diffusion",
@@ -58,7 +60,7 @@ def page(sections: dict[str, Rows], moved: list[str]) -> str:
     for name, write in writers.items():
         if name in sections:
             lines += write(sections[name], sections.get("quality", {}))
-    return "\n".join([*lines, *moved]).rstrip() + "\n"
+    return "\n".join([*lines, *pictures]).rstrip() + "\n"
 
 
 def _networks(sections: dict[str, Rows]) -> list[str]:
@@ -236,6 +238,22 @@ def _latency(rows: Rows, _: Rows) -> list[str]:
         for batch, found in row["metrics"]["bench"].items():
             lines += bench_table(found, batch)
     return lines
+
+
+def _adapted(sections: dict[str, Rows], results: Path, docs: Path) -> list[str]:
+    """Copy the pictures of adapters at work beside the page; return the section that shows them."""
+    lines = []
+    for use, bits in itertools.product(SHOWN, USED):
+        row = _of(sections.get("uses", {}), use=use, method="Q-Diffusion", bits=bits)
+        file = results / "uses" / f"{row['row']['name']}.png" if row else None
+        if file is not None and file.exists():
+            name = f"text-to-image-{file.name}"
+            write_atomically(docs / name, file.read_bytes())
+            lines += [f"{use}, {bits.upper()}:", "", f"![{use}, {bits.upper()}]({name})", ""]
+    said = (
+        "A prompt's pictures from the same noise: the float model's, with the adapter, with it on the quantized model."
+    )
+    return ["## Adapters on the quantized model", "", said, "", *lines] if lines else []
 
 
 def _moved(results: Path, docs: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.records import circumstances, decisive, readable, recipe_digest, there
 from benchmarks.text_to_image.looking import Looks
 from benchmarks.text_to_image.measure import measure
-from benchmarks.text_to_image.pictures import moved_most
+from benchmarks.text_to_image.pictures import SHOWN, adapted, moved_most
 from benchmarks.text_to_image.plan import Row, rows, timed
 from benchmarks.text_to_image.settings import Settings
 from benchmarks.text_to_image.uses import USES
@@ -41,9 +41,9 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: Progre
         try:
             metrics = measure(row, workshop, looks)
             file = path_of(row, settings)
-            if row.section == "quality" and row.method == "Q-Diffusion":
-                # Before the row: a row that is there is not looked at again.
-                write_atomically(file.with_suffix(".png"), moved_most(row, workshop, metrics, looks))
+            picture = _picture(row, workshop, metrics, looks)
+            if picture is not None:  # before the row: a row that is there is not looked at again
+                write_atomically(file.with_suffix(".png"), picture)
             write_atomically(file, readable(_record(row, workshop, metrics, time.monotonic() - began)))
         except Exception as error:  # whatever a library raises: hours of other rows are still to come
             if not isinstance(error, HalftoneError):
@@ -54,6 +54,15 @@ def run(settings: Settings, say: Callable[[str], None] = print, progress: Progre
         seconds = time.monotonic() - began
         say(f"[{number}/{len(wanted)}] {name}: {seconds / 60:.1f} min")
     return failed
+
+
+def _picture(row: Row, workshop: Workshop, metrics: dict[str, Any], looks: Looks) -> bytes | None:
+    """Return the row's picture for the page, None for most rows."""
+    if row.method != "Q-Diffusion" or row.section not in ("quality", "uses"):
+        return None
+    if row.section == "quality":
+        return moved_most(row, workshop, metrics, looks)
+    return adapted(row, workshop) if row.use in SHOWN else None
 
 
 def path_of(row: Row, settings: Settings) -> Path:

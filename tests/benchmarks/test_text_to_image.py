@@ -13,6 +13,7 @@ from benchmarks.text_to_image.run import path_of, run
 from benchmarks.text_to_image.settings import DOCS, RESULTS, SECTIONS, Settings
 from benchmarks.text_to_image.uses import USES, Use, arguments
 from benchmarks.text_to_image.workshop import Workshop
+from PIL import Image
 from tests.emoji import SMALL, write_emoji
 
 from halftone.cli.app import run as halftone
@@ -112,7 +113,9 @@ def test_every_use_of_the_float_model_draws(settings: Settings, use: str) -> Non
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*an input that calibration did not see")  # which the study measures
 @pytest.mark.parametrize("use", ["image-to-image", "inpainting", "lora-strength-1", "controlnet"])
-def test_every_use_of_a_quantized_model_is_measured_beside_the_float_one(settings: Settings, use: str) -> None:
+def test_every_use_of_a_quantized_model_is_measured_beside_the_float_one(
+    settings: Settings, tmp_path: Path, use: str
+) -> None:
     said: list[str] = []
     assert run(replace(settings, pattern=f"uses/{use}-[fw]*"), said.append) == [], said
     row, reference = (
@@ -126,6 +129,13 @@ def test_every_use_of_a_quantized_model_is_measured_beside_the_float_one(setting
     assert np.shape(row["metrics"]["seen"][0]["ranks"]) == (1, 3)
     points = lost(row, reference)
     assert points.low <= points.value <= points.high
+    shown = use in ("lora-strength-1", "controlnet")
+    render(settings.results, tmp_path)
+    assert (tmp_path / f"text-to-image-{use}-w8a8.png").exists() == shown
+    if shown:
+        with Image.open(tmp_path / f"text-to-image-{use}-w8a8.png") as picture:
+            assert len(np.unique(np.asarray(picture))) > 20
+        assert "## Adapters on the quantized model" in (tmp_path / PAGE).read_text()
     text = page(read(settings.results), [])
     assert "## Uses" in text and ("How well what is put on" in text) >= bool(obeyed)
 
