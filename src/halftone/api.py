@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from halftone.artifact import attach, save_pipeline
+from halftone.calibrate.conditions import usual_prompts
 from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import label
@@ -94,7 +96,8 @@ def quantize(
         seed: of every random choice.
         budget: ``demo``, ``fast`` or ``paper``.
         overrides: ``path=value`` changes of the recipe.
-        each: pipeline arguments with one value a calibration trajectory, such as ``{"prompt": [...]}``.
+        each: pipeline arguments with one value a calibration trajectory, such as ``{"prompt": [...]}``; of a pipeline that takes
+            prompts, by default a hundred that come with Halftone. Name those that you will use.
         work: folder for unfinished work; with it the run can be killed and resumed.
         resume: go on with what is in ``work``.
         memory: bytes of activations held in memory while walking (the rest is spilled to ``work``).
@@ -112,6 +115,8 @@ def quantize(
     if not isinstance(loaded, Recipe):
         loaded = load(loaded, budget, list(overrides), part_of(pipe, component).parameters)
     refuse_unfit_controlnets(pipe)
+    if each is None and "prompt" in signature(type(pipe).__call__).parameters:
+        each = {"prompt": usual_prompts()}
     run = Run(
         seed=seed,
         work=Path(work) if work else None,

@@ -72,6 +72,16 @@ def test_several_components_and_another_dtype(folder: Path) -> None:
     assert np.isfinite(draw(pipe)).all()
 
 
+def test_diffusers_makes_the_config_itself(folder: Path) -> None:
+    by_name = PipelineQuantizationConfig(
+        quant_backend="halftone", quant_kwargs={"recipe": "rtn-w8a32"}, components_to_quantize=["unet"]
+    )
+    pipe = DiffusionPipeline.from_pretrained(folder, quantization_config=by_name)
+    given = PipelineQuantizationConfig(quant_mapping={"unet": halftone.HalftoneConfig("rtn-w8a32")})
+    assert np.array_equal(draw(pipe), draw(DiffusionPipeline.from_pretrained(folder, quantization_config=given)))
+    assert described(pipe.unet).recipe["name"] == "rtn-w8a32"
+
+
 def test_an_autoencoder_keeps_its_own_file(folder: Path, tmp_path: Path) -> None:
     vae = AutoencoderKL.from_pretrained(folder / "vae", quantization_config=halftone.HalftoneConfig("rtn-w8a32"))
     vae.save_pretrained(tmp_path / "vae")

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 
 import halftone
 from halftone.artifact import described, load_pipeline, save_pipeline
-from halftone.foundation.errors import ArtifactError, MatchError, OutputError
+from halftone.foundation.errors import ArtifactError, ConfigError, MatchError, OutputError
 from halftone.nn.layers import quantized_layers
 
 pytestmark = [
@@ -200,6 +200,20 @@ def test_adapters_are_not_saved_with_it(folder: Path, tmp_path: Path) -> None:
     assert not np.array_equal(draw(pipe), before)
     with pytest.raises(OutputError, match="adapters"):
         pipe.save_pretrained(tmp_path / "out")
+
+
+def test_the_pipelines_own_fusing_leaves_its_codes_alone(folder: Path) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    pipe = load_pipeline(folder)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), pipe.text_encoder)
+    before = {name: value.clone() for name, value in pipe.text_encoder.state_dict().items()}
+    for safe in (True, False):
+        with pytest.raises(ConfigError, match=r"fuse_lora: .*q_proj: .*halftone\.fuse_lora"):
+            pipe.fuse_lora(components=["text_encoder"], safe_fusing=safe, lora_scale=0.5)
+    after = pipe.text_encoder.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert halftone.fuse_lora(pipe)
 
 
 @pytest.mark.parametrize(

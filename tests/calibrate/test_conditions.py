@@ -63,6 +63,11 @@ def test_few_of_a_long_list_are_not_its_head() -> None:
     assert some != in_turn({"prompt": list(range(1000))}, 20, 1)["prompt"]
 
 
+def test_digests_of_tensors() -> None:
+    one, other = (digests({"x": [torch.full((2,), value, dtype=torch.bfloat16)]})["x"] for value in (1.0, 2.0))
+    assert one != other and one == digests({"x": [torch.ones(2)]})["x"]
+
+
 def test_digests_of_each_argument() -> None:
     found = digests({"prompt": ["a", "b"], "image": [picture(1)]})
     assert found["prompt"].startswith("2 values, ") and found["image"] == digests({"image": [picture(1)]})["image"]

@@ -207,6 +207,11 @@ def test_inputs_that_are_no_numbers_are_refused(pipe: DDIMPipeline, value: float
         taken(pipe)
 
 
+def test_an_empty_prompt_may_be_zeros(data: Trajectory) -> None:
+    context = torch.zeros(len(data.calls), 7, 16)
+    Trajectory(data.args, {"encoder_hidden_states": context}, data.calls, {}).check()
+
+
 def test_constant_inputs_are_refused(data: Trajectory) -> None:
     data.check()
     constant = Trajectory((torch.full((10, 1, 8, 8), 0.5), data.args[1]), {}, data.calls, {})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
-from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion
+from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 import halftone
 from halftone.artifact import load_pipeline, save_pipeline
@@ -174,6 +174,24 @@ def test_no_sink_none_kept(tmp_path: Path) -> None:
     pipe = with_sink(tmp_path, size=1.0)
     quantize(pipe, STEP)
     assert not kept(pipe)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_an_empty_prompt_of_zeros_has_no_sink(tmp_path: Path, zeros: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDXL's is: what half of the guided calls read is not what a calibration of the other half saw."""
+    pipe = tiny_stable_diffusion_xl(tmp_path / "tokenizer")
+    pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
+    encode = pipe.encode_prompt
+
+    def enlarged(*args: Any, **kwargs: Any) -> tuple:
+        words, *others = encode(*args, **kwargs)
+        return torch.cat([SIXTY * words[:1, :1].expand(len(words), -1, -1), words[:, 1:]], dim=1), *others
+
+    monkeypatch.setattr(pipe, "encode_prompt", enlarged)
+    result = quantize(pipe, STEP, "calibration.halves=conditional")
+    assert bool(kept(pipe)) != zeros
+    assert ("zeros" in str(result.report["steps"]["sinks"])) == zeros
+    assert result.report["trajectory"]["halves"] == "conditional"
 
 
 def test_one_text_alone_is_told(tmp_path: Path) -> None:

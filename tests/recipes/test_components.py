@@ -269,3 +269,9 @@ def test_wrong_requests_for_components(
     assert run(command(folder, tmp_path / "out", "--also", also)) == 2
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_prompts_the_usual_ones_calibrate(tmp_path: Path) -> None:
+    pipe = tiny_stable_diffusion(tmp_path / "tokenizer")
+    result = halftone.quantize(pipe, "rtn-w8a8", steps=2, overrides=["calibration.samples=8"])
+    assert result.report["trajectory"]["conditions"]["prompt"].startswith("100 values")

@@ -168,7 +168,7 @@ def test_unfinished_work_is_not_touched_without_being_asked(
         run_recipe(make_pipe(), recipe(shrunk), 3, Run(seed=1, work=killed))
 
 
-@pytest.mark.parametrize("difference", ["recipe", "seed", "steps", "model", "prompts"])
+@pytest.mark.parametrize("difference", ["recipe", "seed", "steps", "model", "sampler", "prompts"])
 def test_the_work_of_another_run_is_refused(
     difference: str, make_pipe: Maker, shrunk: Callable[..., list[str]], killed: Path
 ) -> None:
@@ -181,7 +181,9 @@ def test_the_work_of_another_run_is_refused(
         steps = 4
     elif difference == "model":
         pipe.unet.conv_in.weight.data[0, 0, 0, 0] += 1e-6
+    elif difference == "sampler":
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
     else:
         each = {"prompt": ["a"]}
-    with pytest.raises(ConfigError, match="another recipe, model or seed"):
+    with pytest.raises(ConfigError, match="another recipe, model, sampler or seed"):
         run_recipe(pipe, mine, steps, run, True, each)

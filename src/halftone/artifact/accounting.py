@@ -46,7 +46,9 @@ def sizes(denoiser: nn.Module, folder: str | Path | None = None) -> dict[str, in
 
 def component_sizes(pipe: "DiffusionPipeline") -> dict[str, dict[str, Any]]:
     """Return for each network of the pipeline its ``class``, how many linears and 2-D convolutions it has (``layers``) and how
-    many of them hold codes (``quantized``), the bytes of its tensors in memory and, with all weights in float32, ``unquantized``.
+    many of them hold codes (``quantized``), the bytes of its tensors as stored and, with all weights in float32, ``unquantized``.
+
+    What layers keep beside their tensors to run is not in them: ``halftone bench`` measures memory.
     """
     found = {}
     for name, module in pipe.components.items():

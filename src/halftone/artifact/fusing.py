@@ -1,4 +1,4 @@
-"""``fuse_lora`` of a quantized denoiser: PEFT's own merging adds to weights, and codes are no weights."""
+"""``fuse_lora`` of a quantized model: PEFT's own merging adds to weights, and codes are no weights."""
 
 from typing import Any
 
@@ -7,6 +7,14 @@ from torch import nn
 from halftone.artifact.owner import Owner
 from halftone.foundation.errors import ConfigError
 from halftone.nn import QuantizedLayer
+
+
+def refuse_codes(model: nn.Module) -> None:
+    """Raise a ConfigError that names the first quantized layer with an adapter, and what to call instead."""
+    for path, module in model.named_modules():
+        if hasattr(module, "get_base_layer") and isinstance(module.get_base_layer(), QuantizedLayer):
+            expected, fix = "float weights to add to", "halftone.fuse_lora(pipe) adds in float and rounds again."
+            raise ConfigError(f"fuse_lora: {path}", expected, "the codes of a quantized layer", fix)
 
 
 class Fusing:
@@ -20,10 +28,7 @@ class Fusing:
         self._owner = Owner(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Fuse, or raise a ConfigError that names the layer and what to call instead."""
+        """Fuse, or raise a ConfigError; see ``refuse_codes``."""
         model: Any = self._owner()
-        for path, module in model.named_modules():
-            if hasattr(module, "get_base_layer") and isinstance(module.get_base_layer(), QuantizedLayer):
-                expected, fix = "float weights to add to", "halftone.fuse_lora(pipe) adds in float and rounds again."
-                raise ConfigError(f"fuse_lora: {path}", expected, "the codes of a quantized layer", fix)
+        refuse_codes(model)
         return type(model).fuse_lora(model, *args, **kwargs)

@@ -1,5 +1,6 @@
 """Making diffusers and transformers know the name ``halftone``, without importing them before anyone needs them."""
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -17,14 +18,18 @@ def register() -> None:
     Importing them takes seconds, which ``halftone --help`` need not pay; so where one is not imported yet, its tables are
     completed right after they come into being. Calling this again changes nothing.
     """
-    for tables in _TABLES:
-        if tables in sys.modules:
-            _enter(sys.modules[tables])
-        elif not any(isinstance(finder, _AfterImport) and finder.name == tables for finder in sys.meta_path):
-            sys.meta_path.insert(0, _AfterImport(tables))
+    for name, complete in _COMPLETED.items():
+        if name in sys.modules:
+            complete(sys.modules[name])
+        elif not any(isinstance(finder, _AfterImport) and finder.name == name for finder in sys.meta_path):
+            sys.meta_path.insert(0, _AfterImport(name))
 
 
 class _IsConfig(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        # PipelineQuantizationConfig(quant_backend="halftone", quant_kwargs={"recipe": ...}) makes a config of its table's class.
+        return sys.modules["halftone"].HalftoneConfig(*args, **kwargs)
+
     def __instancecheck__(cls, value: object) -> bool:
         loader = sys.modules.get("halftone.artifact.diffusers_loader")
         return loader is not None and isinstance(value, loader.HalftoneConfig)
@@ -70,8 +75,35 @@ def _enter(tables: ModuleType) -> None:
     tables.AUTO_QUANTIZER_MAPPING[_NAME] = _TABLES[tables.__name__]
 
 
+def _guard_fusing(loaders: ModuleType) -> None:
+    """Let ``pipe.fuse_lora()`` refuse a quantized text encoder, whose packed codes PEFT would add to without failing.
+
+    Denoisers have a ``fuse_lora`` of their own, which is guarded on each (``artifact/fusing.py``); for text encoders diffusers
+    has this function.
+    """
+    fuse = getattr(loaders, "fuse_text_encoder_lora", None)
+    if fuse is None or hasattr(fuse, "__wrapped__"):
+        return
+
+    @functools.wraps(fuse)
+    def guarded(text_encoder: Any, *args: Any, **kwargs: Any) -> Any:
+        from halftone.artifact.fusing import refuse_codes
+
+        refuse_codes(text_encoder)
+        return fuse(text_encoder, *args, **kwargs)
+
+    loaders.fuse_text_encoder_lora = guarded  # type: ignore[attr-defined]
+
+
+# What is done to a library's module once it is there.
+_COMPLETED: dict[str, Callable[[ModuleType], None]] = {
+    **dict.fromkeys(_TABLES, _enter),
+    "diffusers.loaders.lora_base": _guard_fusing,
+}
+
+
 class _AfterImport(MetaPathFinder):
-    """Finds nothing itself; lets the ordinary finders find a library's tables, and enters ours once they have run."""
+    """Finds nothing itself; lets the ordinary finders find a library's module, and completes it once it has run."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -88,7 +120,7 @@ class _AfterImport(MetaPathFinder):
 
             def run_and_enter(module: ModuleType) -> None:
                 run(module)
-                _enter(module)
+                _COMPLETED[name](module)
 
             loader: Any = spec.loader
             loader.exec_module = run_and_enter

@@ -32,7 +32,7 @@ def digests(each: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     for name, values in each.items():
         both = hashlib.sha256()
         for value in values:
-            both.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())
+            both.update(value.encode() if isinstance(value, str) else np.asarray(_on_cpu(value)).tobytes())
             both.update(b"\0")
         found[name] = f"{len(values)} values, {both.hexdigest()[:12]}"
     return found
@@ -66,15 +66,21 @@ def in_turn(each: Mapping[str, Sequence[Any]] | None, count: int, seed: int) -> 
     return found
 
 
+def _on_cpu(value: Any) -> Any:
+    """Return a tensor as an array, anything else as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+
+
 def _feed(found: "hashlib._Hash", value: Any) -> None:
     # A picture's repr has its address in it, and a large array's leaves most of the numbers out.
     if isinstance(value, Mapping):
         value = sorted(value.items())
     if isinstance(value, Image.Image):
         value = np.asarray(value)
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+    value = _on_cpu(value)
     if isinstance(value, np.ndarray):
         found.update(f"{value.dtype} {value.shape} ".encode())
         found.update(np.ascontiguousarray(value).tobytes())

@@ -204,13 +204,14 @@ def record(
     facts = {k: v for k, v in asdict(protocol(pipe, most, steps, seed, batch, **call)).items() if k in _IDENTITY}
     identity = {
         **facts,
-        "scheduler_config": _plain_config(pipe.scheduler),
+        "scheduler_config": plain_config(pipe.scheduler),
         "calls": calls,
         "select": {"name": type(select).__name__.lower(), **asdict(select)},  # type: ignore[call-overload]
         "samples": samples,
         "arguments": _arguments(pipe, call),
         **({} if halves == "both" else {"halves": halves}),
         **({"conditions": digests(each)} if each else {}),
+        **({"empty_prompt": "zeros"} if pipe.config.get("force_zeros_for_empty_prompt") else {}),
     }
     trajectory = _join(hook, wanted, identity)
     trajectory.check()
@@ -222,7 +223,7 @@ _GUIDANCE = "guidance_scale"  # as diffusers' pipelines call it
 _IDENTITY = ("pipeline", "scheduler", "steps", "eta", "seed", "dtype")
 
 
-def _plain_config(scheduler: Any) -> dict[str, Any]:
+def plain_config(scheduler: Any) -> dict[str, Any]:
     """Return the scheduler's settings that JSON can hold, without bookkeeping."""
     kept = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
     return {k: v for k, v in kept.items() if isinstance(v, (str, int, float, bool)) or v is None}

@@ -103,12 +103,16 @@ class Trajectory:
         return cls(args, kwargs, calls, described["identity"], tuple(described.get("batched", ())), influence)
 
     def check(self) -> None:
-        """Raise a CalibrationError when an input is NaN, infinite, or (if it has samples) the same in every sample and element."""
+        """Raise a CalibrationError when an input is NaN or infinite, or the noisy image the same in every sample and element.
+
+        Other inputs may be constant: SDXL's empty prompt is all zeros, and so is what a new ControlNet adds.
+        """
+        image: Any = self.kwargs.get("sample", self.kwargs.get("hidden_states", self.args[0] if self.args else None))
         for leaf, has in zip(pytree.tree_leaves((self.args, self.kwargs)), self.batched, strict=True):
             if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
                 continue
             if not torch.isfinite(leaf).all():
                 fix = "The float model diverges under this sampler; try more steps or another scheduler."
                 raise CalibrationError("calibration", "finite inputs", "NaN or infinity", fix)
-            if has and leaf.ndim > 1 and leaf.numel() > 1 and bool((leaf == leaf.flatten()[0]).all()):
-                raise CalibrationError("calibration", "inputs that vary", f"the constant {leaf.flatten()[0]:g}")
+            if has and leaf is image and leaf.ndim > 1 and leaf.numel() > 1 and bool((leaf == leaf.flatten()[0]).all()):
+                raise CalibrationError("calibration", "noisy images that vary", f"the constant {leaf.flatten()[0]:g}")

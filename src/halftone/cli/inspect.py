@@ -176,7 +176,7 @@ def _components(parts: dict[str, dict[str, Any]]) -> list[str]:
     ]
     whole, before = (sum(each[key] for each in parts.values()) for key in ("bytes", "unquantized"))
     rows.append(["all", "", "", size(whole), size(before)])
-    headings = ["component", "class", "layers quantized", "in memory", "in float32"]
+    headings = ["component", "class", "layers quantized", "stored", "in float32"]
     return ["Components:", table(headings, rows, right=[2, 3, 4])]
 
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from halftone.foundation.progress import Progress
 
 _FINISHED = "finished.json"
+_IN_PYTHON = (
+    "In Python: halftone.quantize(pipe, RECIPE, each={'prompt': [...], 'image': [...]}), and once more with "
+    "component='controlnet' where there is one."
+)
 _LABELS = 64  # that the calibration of a class-conditional model takes in turn
 
 
@@ -154,7 +158,7 @@ def _quantize(
 
     how["keep"] = getattr(torch, how["keep"])
     pipe = open_model(model, device=device)
-    refuse_pictures(pipe, model, "In Python: halftone.quantize(pipe, RECIPE, each={'prompt': [...], 'image': [...]}).")
+    refuse_pictures(pipe, model, _IN_PYTHON)
     for name in others:
         if component(pipe, name) == component(pipe):
             raise ConfigError(
@@ -259,7 +263,7 @@ def _human(model: str, output: Path, done: dict[str, Any]) -> str:
     # The whole pipeline, so that it is seen what else there is to make smaller (--also).
     several = done["components"] if len(done["components"]) > 1 else {}
     parts = [
-        f"  {name:<12} {size(each['unquantized'])} in float32 -> {size(each['bytes'])} in memory, "
+        f"  {name:<12} {size(each['unquantized'])} in float32 -> {size(each['bytes'])} stored, "
         f"{each['quantized']} of {each['layers']} layers quantized"
         for name, each in several.items()
     ]

@@ -84,9 +84,13 @@ def _product(module: Any, name: str) -> torch.Tensor:
 
 
 def _wrapped(pipe: "DiffusionPipeline") -> Iterator[tuple[str, str, Any]]:
-    """Yield component, path and module of every layer with a LoRA adapter."""
+    """Yield component, path and module of every layer with a LoRA adapter, in the components that a LoRA is loaded into.
+
+    Those are what ``unload_lora_weights`` takes adapters from: one elsewhere, merged and not removed, would act twice.
+    """
+    loadable = getattr(pipe, "_lora_loadable_modules", pipe.components)
     for name, component in pipe.components.items():
-        if isinstance(component, nn.Module):
+        if isinstance(component, nn.Module) and name in loadable:
             for path, module in component.named_modules():
                 if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):
                     yield name, path, module

@@ -15,7 +15,7 @@ from torch import nn
 from halftone.calibrate.answers import check_answers
 from halftone.calibrate.conditions import digests
 from halftone.calibrate.influence import influence
-from halftone.calibrate.record import record
+from halftone.calibrate.record import plain_config, record
 from halftone.calibrate.sampling import check_steps
 from halftone.calibrate.trajectory import Trajectory
 from halftone.foundation.build import plain
@@ -114,7 +114,7 @@ def run_recipe(
     found = whole.within(part.path) if part.path else whole
     plan = make_plan(module, found, recipe.policy)
     check_steps(pipe, steps)
-    _claim_work(run, resume, recipe, module, steps, each)
+    _claim_work(run, resume, recipe, pipe, module, steps, each)
     run.device = next(module.parameters()).device
     source = source_fingerprint(part.owner)
     began = time.monotonic()
@@ -233,14 +233,21 @@ def _trajectory(
 
 
 def _claim_work(
-    run: Run, resume: bool, recipe: Recipe, module: nn.Module, steps: int, each: Mapping[str, Sequence[Any]] | None
+    run: Run,
+    resume: bool,
+    recipe: Recipe,
+    pipe: DiffusionPipeline,
+    module: nn.Module,
+    steps: int,
+    each: Mapping[str, Sequence[Any]] | None,
 ) -> None:
-    """Make sure that the work folder is this run's: the same model, recipe, seed and prompts."""
+    """Make sure that the work folder is this run's: the same model, sampler, recipe, seed and prompts."""
     if run.work is None:
         return
     facts = {
         "recipe": plain(recipe),
         "model": fingerprint(module),
+        "sampler": [type(pipe).__name__, type(pipe.scheduler).__name__, plain_config(pipe.scheduler)],
         "seed": run.seed,
         "steps": steps,
         "keep": str(run.keep),
@@ -253,7 +260,7 @@ def _claim_work(
         if theirs != mine:
             fix = f"Delete {run.work} or choose another output."
             raise ConfigError(
-                str(run.work), "unfinished work of this very run", "that of another recipe, model or seed", fix
+                str(run.work), "unfinished work of this very run", "that of another recipe, model, sampler or seed", fix
             )
         if not resume:
             raise ConfigError(str(run.work), "no unfinished work", "some", "Go on with --resume, or delete the folder.")

@@ -58,11 +58,16 @@ class TokenSinks(AbstractMethod):
             return StepReport()
         seen = run.memo("extremes", lambda: extremes(model, data, paths, self.samples))
         layers, notes = {}, []
+        zeros = data.identity.get("empty_prompt") == "zeros"
+        if zeros:
+            notes.append(
+                "this pipeline gives an empty prompt as zeros: no token is the same in every call, none is kept"
+            )
         if all(torch.equal(seen[f"{path}.low"], seen[f"{path}.high"]) for path in paths):
             notes.append("all calibration samples have the same text: no token can be told from a sink, none is kept")
         for path in paths:
             low, high = seen[f"{path}.low"], seen[f"{path}.high"]
-            keep = sinks(low, high, self.ratio, self.tolerance)
+            keep = 0 if zeros else sinks(low, high, self.ratio, self.tolerance)
             layers[path] = {"kept": keep, "times_the_median": round(_prominence(low, high), 2)}
             if keep:
                 self._keep(model, path, low[:keep])
