@@ -235,7 +235,7 @@ def test_prompts_that_are_cut_off_are_named(halftone: Halftone, quantized: Path,
     done = halftone("generate", quantized, *how)
     assert done.code == 0 and "1 of 2 prompts are longer than the" in done.err and "'a red circle a red" in done.err
     negative = halftone(*DRAW, quantized, "--negative", long, "-o", tmp_path / "z.png")
-    assert negative.code == 0 and "1 of 1 prompts are longer than the" in negative.err
+    assert negative.code == 0 and "1 of 2 prompts are longer than the" in negative.err
     short = halftone(*DRAW, quantized, "-o", tmp_path / "y.png")
     assert short.code == 0 and "longer than the" not in short.err
 

@@ -123,22 +123,16 @@ def command(
         from dataclasses import replace
 
         from halftone.cli import models
-        from halftone.cli.models import open_model, refuse_pictures
+        from halftone.cli.models import open_model, open_to_sample
+        from halftone.evaluate.public_metrics import check
         from halftone.foundation.files import label
 
-        if public or real:
-            from halftone.evaluate.public_metrics import check
-
-            check(public, real)  # sampling takes hours
-        pipe = open_model(model, device=device, weights=weights)
-        refuse_pictures(
-            pipe, model, "In Python: halftone.evaluate.sample(pipe, ..., each={'prompt': [...], 'image': [...]})."
-        )
+        check(public, real)  # before the hours of sampling
+        pipe = open_to_sample(model, device, weights)
         for note in models.use_engine(pipe, engine):
             progress.say(f"note: {note}")
         other = open_model(against, device=device) if against else None
-        notes = models.doubts(model, pipe, against, other) + models.cut_off(pipe, texts)
-        notes += models.cut_off(pipe, [negative] if negative else None)
+        notes = models.doubts(model, pipe, against, other) + models.cut_off(pipe, texts, negative)
         notes += models.unlike_calibration(pipe, steps, guidance)
         for note in notes:
             progress.say(f"warning: {note}")

@@ -77,24 +77,14 @@ def command(
         import io
 
         from halftone.cli.adapters import use_loras
-        from halftone.cli.models import (
-            conditions,
-            cut_off,
-            open_model,
-            options,
-            refuse_pictures,
-            unlike_calibration,
-            use_engine,
-        )
+        from halftone.cli.models import conditions, cut_off, open_to_sample, options, unlike_calibration, use_engine
         from halftone.evaluate.sample import sample
         from halftone.foundation.files import write_atomically
 
-        pipe = open_model(model, device=device, weights=weights)
-        refuse_pictures(pipe, model, "In Python, after `import halftone`: pipe(PROMPT, image=...).")
+        pipe = open_to_sample(model, device, weights)
         notes = use_engine(pipe, engine)
         each = conditions(pipe, count, texts, label)
-        unseen = cut_off(pipe, texts) + cut_off(pipe, [negative] if negative else None)
-        for sentence in notes + unseen + unlike_calibration(pipe, steps, guidance):
+        for sentence in notes + cut_off(pipe, texts, negative) + unlike_calibration(pipe, steps, guidance):
             progress.say(f"note: {sentence}")
         call = options(pipe, negative_prompt=negative, guidance_scale=guidance)
         use_loras(pipe, lora or [])

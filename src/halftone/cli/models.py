@@ -56,6 +56,17 @@ def open_model(
     return pipe if device == "cpu" else pipe.to(device)
 
 
+def open_to_sample(source: str, device: str, weights: str) -> "DiffusionPipeline":
+    """Return the pipeline at ``source``, of which pictures will be drawn from prompts or labels alone.
+
+    Raises:
+        ConfigError, ArtifactError: as ``open_model``; or it needs pictures to start from.
+    """
+    pipe = open_model(source, device=device, weights=weights)
+    refuse_pictures(pipe, source, "In Python, after `import halftone`: pipe(PROMPT, image=...).")
+    return pipe
+
+
 def check_device(device: str) -> None:
     """Raise a ConfigError, which names what there is, unless ``device`` (cpu, cuda, cuda:1 ...) can be used."""
     import torch
@@ -163,9 +174,9 @@ def conditions(
     return {"class_labels": [n * classes // count for n in range(count)]}
 
 
-def cut_off(pipe: "DiffusionPipeline", prompts: list[str] | None) -> list[str]:
+def cut_off(pipe: "DiffusionPipeline", given: list[str] | None, negative: str | None = None) -> list[str]:
     """Return a sentence if text encoders of the pipeline do not see the ends of some prompts; none where they see all."""
-    notes = []
+    notes, prompts = [], [*(given or []), *([negative] if negative else [])]
     for name, tokenizer in ((name, getattr(pipe, name, None)) for name in ("tokenizer", "tokenizer_2")):
         most = getattr(tokenizer, "model_max_length", None)
         # Those without a limit say so with a number beyond all prompts.

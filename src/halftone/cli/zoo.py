@@ -108,8 +108,7 @@ def train(
         asked = {"minutes": minutes, "samples": samples, "measure-every": measure_every, "patience": patience}
         given = {option: value for option, value in asked.items() if value is not None}
         check_options(found, [*given, *(["work"] if work else []), *(["base"] if base else [])])
-        if found.minutes is not None:
-            given = {"minutes": found.minutes} | given
+        given = ({} if found.minutes is None else {"minutes": found.minutes}) | given
         check_output(where, overwrite)
         request = Request(found, data, where, work or Path(f"{where}.work"), seed, overwrite, given, base or BASE)
         card = _trainers()[name](request, progress)
