@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +10,7 @@ from halftone.foundation.errors import ConfigError
 from halftone.zoo import emoji_sd, fashion_unet
 from halftone.zoo.denoiser_training import Diffusion, denoising_loss
 
-SIGNAL = PNDMScheduler(**emoji_sd.SCHEDULE).alphas_cumprod
+SIGNAL = PNDMScheduler.from_config(emoji_sd.SCHEDULE).alphas_cumprod
 
 
 def _seen(velocity, gamma, error, seed=0, batch=3):
@@ -61,9 +61,30 @@ def test_both_see_the_same_noisy_images(velocity):
 
 
 def test_the_scheduler_says_what_is_predicted():
-    assert Diffusion.of(PNDMScheduler(**emoji_sd.SCHEDULE), "cpu").velocity
+    assert Diffusion.of(PNDMScheduler.from_config(emoji_sd.SCHEDULE), "cpu").velocity
     with pytest.raises(ConfigError, match="epsilon or v_prediction, got 'sample'"):
         Diffusion.of(DDIMScheduler(prediction_type="sample"), "cpu")
     fashion = Diffusion.of(DDIMScheduler(**fashion_unet.SCHEDULE), "cpu")
     assert not fashion.velocity
     torch.testing.assert_close(fashion.signal, DDIMScheduler(**fashion_unet.SCHEDULE).alphas_cumprod)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' schedulers
+@pytest.mark.parametrize(
+    "kind",
+    [PNDMScheduler, DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler],
+    ids=lambda kind: kind.__name__,
+)
+def test_under_every_sampler_one_who_knows_the_velocity_draws_the_image(kind):
+    own = PNDMScheduler.from_config(emoji_sd.SCHEDULE)
+    sampler = kind.from_config(own.config)
+    sampler.set_timesteps(20)
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.randn((1, 4, 8, 8), generator=generator)
+    x = torch.randn(wanted.shape, generator=generator) * sampler.init_noise_sigma
+    for t in sampler.timesteps:
+        seen = sampler.scale_model_input(x, t)
+        a = own.alphas_cumprod[int(t)]
+        noise = (seen - a.sqrt() * wanted) / (1 - a).sqrt()
+        x = sampler.step(a.sqrt() * noise - (1 - a).sqrt() * wanted, t, x).prev_sample
+    assert (x - wanted).abs().mean() < 0.1

@@ -187,6 +187,10 @@ def _readme(card: dict[str, Any]) -> str:
         for row in card["alignment"]
     )
     how = card["alignment"][0]
+    perceptual = "the autoencoder's loss looks through SqueezeNet, whose weights were learned from ImageNet"
+    also = "".join(
+        f"- {note}\n" for note in [*([perceptual] if first.get("perceptual") else []), *card.get("notes", [])]
+    )
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -202,7 +206,7 @@ a quarter of the side, {first["psnr"]:.1f} dB). Prompts are CLDR names, alone or
 - Data: {card["data"]}; {card["licence"]}
 - Made with `{card["command"]}`
 - Machine: {machine_line(card["machine"])}
-
+{also}
 ![samples](samples.png)
 
 | stage | steps | images | minutes |

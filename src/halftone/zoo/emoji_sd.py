@@ -22,6 +22,8 @@ SCHEDULE: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
     "prediction_type": "v_prediction",
+    # No setting of PNDM's: kept for DDIM, which, made from this configuration, would else cut latents off at 1.
+    "clip_sample": False,
 }
 
 
@@ -113,7 +115,7 @@ def assemble(
         text_encoder=text,
         tokenizer=tokenizer,
         unet=denoiser,
-        scheduler=PNDMScheduler(**SCHEDULE),
+        scheduler=PNDMScheduler.from_config(SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

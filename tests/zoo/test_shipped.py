@@ -1,0 +1,68 @@
+"""What ships of the zoo: small enough, whole, and what its card says."""
+
+import json
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+from safetensors import safe_open
+
+from halftone.artifact import load_pipeline
+from halftone.cli import zoo_emoji
+from halftone.evaluate.alignment import alignment
+from halftone.evaluate.picture_features import latent_features
+from halftone.evaluate.sample import sample
+from halftone.zoo.catalog import CATALOG, entry
+
+SHIPPED = [each.name for each in CATALOG if each.installed]
+KNOWN = ("red heart", "hot pepper", "crying cat", "grinning face", "pizza", "rose", "house", "key")
+there = pytest.mark.skipif(not entry("emoji-sd").installed, reason="its weights do not ship")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_model_is_small_and_holds_nothing_that_is_executed(name: str) -> None:
+    files = [path for path in entry(name).path.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 48e6
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".png", ".txt"}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    loaded = load_pipeline(entry("emoji-sd").path, dtype=torch.float32)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@there
+def test_the_card_is_what_its_facts_say() -> None:
+    place = entry("emoji-sd").path
+    card = json.loads((place / "card.json").read_text())
+    assert (place / "README.md").read_text() == zoo_emoji._readme(card)
+    assert {row["features"] for row in card["alignment"]} >= {"emoji-sd latents"}
+    assert all(row["prompts"] == 200 for row in card["alignment"])
+
+
+@there
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize(
+    "kind",
+    [PNDMScheduler, DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler],
+    ids=lambda k: k.__name__,
+)
+def test_every_sampler_draws_what_the_prompt_names(pipe: StableDiffusionPipeline, kind: type) -> None:
+    """Of eight common concepts most are recognised among 1657: a sampler that is told the wrong thing gets none."""
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)  # type: ignore[attr-defined]
+    drawn = sample(pipe, len(KNOWN), 20, 0, len(KNOWN), each={"prompt": list(KNOWN)}, guidance_scale=5.0)
+    with safe_open(entry("emoji-sd").path / "alignment.safetensors", "np") as stored:
+        concepts = json.loads(stored.metadata()["concepts"])
+        captions = json.loads(stored.metadata()["captions"])
+        features = stored.get_tensor("features").astype("float64")
+    wanted = [concepts[captions.index(text)] for text in KNOWN]
+    found = alignment("own", [latent_features(pipe.vae)(drawn.images)], wanted, features, concepts)
+    assert found.top5 >= 0.5
