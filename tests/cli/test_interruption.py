@@ -131,7 +131,7 @@ def test_other_work_is_not_mixed_in(
         patch.setattr(Static, "apply", interrupt)
         assert halftone("quantize", model, *quick).code == 130
     other = halftone("quantize", model, *quick, "--seed", 1, "--resume")
-    assert other.code == 2 and "another recipe, model or seed" in other.err
+    assert other.code == 2 and "another recipe, model, sampler or seed" in other.err
 
 
 def test_commands_without_unfinished_work_name_no_line(halftone: Halftone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,7 @@ def let_go():
 away = threading.Thread(target=let_go)
 away.start()
 away.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what began in the background of a shell ignores it
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
