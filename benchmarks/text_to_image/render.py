@@ -114,17 +114,13 @@ def _aligned(row: dict[str, Any]) -> list[str]:
     seen, *others = row["metrics"]["seen"]
     values, kernel, floor = top1(row), seen["kernel"], seen["floor"]
     spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    second = "{top1:.1f}, {top5:.1f}".format(**_percent(others[0]["alignment"])) if others else "-"
+    second = ", ".join(f"{100 * others[0]['alignment'][key]:.1f}" for key in ("top1", "top5")) if others else "-"
     return [
         f"{np.mean(values):.1f}{spread}",
         f"{100 * seen['alignment']['top5']:.1f}",
         second,
         f"{kernel['value']:.3f} ± {kernel['std']:.3f} (floor {floor['value']:.3f})",
     ]
-
-
-def _percent(found: dict[str, Any]) -> dict[str, float]:
-    return {key: 100 * found[key] for key in ("top1", "top5")}
 
 
 def lost(row: dict[str, Any], reference: dict[str, Any]) -> Interval:

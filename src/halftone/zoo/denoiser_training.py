@@ -24,7 +24,7 @@ class Training(Schedule):
     """Hyper-parameters of one denoiser training: the loop's, and the loss's.
 
     ``snr_gamma`` limits what an error of the clean image counts, as a multiple of what it counts in pure noise (see
-    ``denoising_loss``): nearly clean timesteps, which decide little of an image, would otherwise take most of a short training.
+    ``Diffusion.weights``): nearly clean timesteps, which decide little of an image, would otherwise take most of a short training.
     """
 
     snr_gamma: float = 5.0
