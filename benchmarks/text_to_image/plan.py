@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from benchmarks.text_to_image.choices import CHOICES
 from benchmarks.text_to_image.settings import Settings
 from benchmarks.text_to_image.uses import PLAIN, USES
 
 METHODS = {"linear": "rtn", "Q-Diffusion": "q-diffusion"}
 BITS = ("w8a8", "w4a32", "w4a8")
 USED = ("w8a8", "w4a8")
+_CHOSEN = "w4a8"
 FLOAT = "float"
 
 
@@ -21,7 +23,7 @@ class Row:
     Attributes:
         method, bits: as tables call them; both ``float`` for the float model.
         recipe: None for the float model.
-        sinks: whether the step that finds token sinks is put before the recipe's own.
+        choice: of ``CHOICES``, what the recipe does otherwise.
     """
 
     section: str
@@ -30,12 +32,12 @@ class Row:
     bits: str
     use: str = PLAIN
     recipe: str | None = None
-    sinks: bool = False
+    choice: str = ""
 
 
 def rows(settings: Settings) -> list[Row]:
     """Return the rows of the sections asked for, in order."""
-    makers = {"quality": _quality, "uses": _uses, "sinks": _sinks, "latency": _latency}
+    makers = {"quality": _quality, "uses": _uses, "choices": _choices, "latency": _latency}
     found = [row for section in settings.sections for row in makers[section](settings)]
     assert len({(row.section, row.name) for row in found}) == len(found)
     return [row for row in found if fnmatchcase(f"{row.section}/{row.name}", settings.pattern)]
@@ -59,10 +61,11 @@ def _uses(settings: Settings) -> Iterator[Row]:
             yield Row("uses", f"{word}-{bits}", "Q-Diffusion", bits, name, f"q-diffusion-{bits}")
 
 
-def _sinks(settings: Settings) -> Iterator[Row]:
-    """Whether keeping the text tokens that dwarf all others matters for this model; without is in ``quality``."""
-    for bits, (method, recipe) in itertools.product(USED, METHODS.items()):
-        yield Row("sinks", f"{recipe}-{bits}-kept", method, bits, recipe=f"{recipe}-{bits}", sinks=True)
+def _choices(settings: Settings) -> Iterator[Row]:
+    """Every choice at the most demanding bits, linear first; the same recipe without it is in ``quality``."""
+    for (name, choice), (method, recipe) in itertools.product(CHOICES.items(), METHODS.items()):
+        recipe = f"{recipe}-{_CHOSEN}"
+        yield Row("choices", f"{recipe}-{choice.word}", method, _CHOSEN, recipe=recipe, choice=name)
 
 
 def timed(row: Row) -> list[Row]:

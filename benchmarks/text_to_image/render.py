@@ -56,7 +56,7 @@ def page(sections: dict[str, Rows], pictures: list[str]) -> str:
         "",
         *_conditions(sections),
     ]
-    writers = {"quality": _quality, "uses": _uses, "sinks": _sinks, "latency": _latency}
+    writers = {"quality": _quality, "uses": _uses, "choices": _choices, "latency": _latency}
     for name, write in writers.items():
         if name in sections:
             lines += write(sections[name], sections.get("quality", {}))
@@ -214,18 +214,24 @@ def _obeyed(rows: Rows) -> list[str]:
     )
 
 
-def _sinks(rows: Rows, quality: Rows) -> list[str]:
-    head = ["model", "kept tokens", "PSNR without, dB", "with, dB", "top 1 without, %", "with, %"]
+def _choices(rows: Rows, quality: Rows) -> list[str]:
+    """What a recipe may do otherwise, beside the same recipe without it."""
+    head = ["choice", "model", "PSNR without, dB", "with, dB", "top 1 without, %", "with, %", "remarks"]
     body = []
     for row in rows.values():
         said = row["row"]
         without = _of(quality, method=said["method"], bits=said["bits"])
-        kept = sorted(set((row["metrics"]["quantize"].get("sinks") or {}).values()))
-        values = (
-            [_distance(without)[0], _distance(row)[0], _aligned(without)[0], _aligned(row)[0]] if without else ["-"] * 4
-        )
-        body.append([f"{said['method']}, {said['bits'].upper()}", ", ".join(map(str, kept)) or "-", *values])
-    return ["## Token sinks", "", *table(head, body)]
+        values = [cells(each)[0] if each else "-" for cells in (_distance, _aligned) for each in (without, row)]
+        body.append([said["choice"], f"{said['method']}, {said['bits'].upper()}", *values, _kept(row)])
+    return ["## Choices", "", *table(head, body)]
+
+
+def _kept(row: dict[str, Any]) -> str:
+    """Return how many leading tokens were kept, where the row looked for them."""
+    sinks = row["metrics"]["quantize"].get("sinks")
+    return (
+        "" if not sinks else f"{', '.join(map(str, sorted(set(sinks.values()))))} tokens kept, of {len(sinks)} layers"
+    )
 
 
 def _latency(rows: Rows, _: Rows) -> list[str]:

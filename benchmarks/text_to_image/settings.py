@@ -8,7 +8,7 @@ from benchmarks.records import ROOT
 RESULTS = Path(__file__).parent / "results"
 CACHE = ROOT / "runs" / "text_to_image"
 DOCS = ROOT / "docs" / "results"
-SECTIONS = ("quality", "uses", "sinks", "latency")
+SECTIONS = ("quality", "uses", "choices", "latency")
 MODEL = "zoo:emoji-sd"
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 import halftone
 from benchmarks.records import commit, digest_of, recipe_digest
+from benchmarks.text_to_image.choices import CHOICES, NONE
 from benchmarks.text_to_image.plan import Row
 from benchmarks.text_to_image.settings import Settings
 from benchmarks.text_to_image.uses import PLAIN, USES, Use, arguments, made_for, with_sampler
@@ -26,7 +27,7 @@ from halftone.foundation.files import sha256_of, write_atomically
 from halftone.foundation.progress import Progress
 from halftone.models.denoiser import denoiser
 from halftone.models.fingerprint import fingerprint
-from halftone.recipes import Recipe, load
+from halftone.recipes import Recipe
 from halftone.zoo.catalog import folder as zoo_folder
 
 ALIGNMENT = "alignment.safetensors"
@@ -108,16 +109,13 @@ class Workshop:
         """Return the row's resolved recipe."""
         assert row.recipe is not None
         given = [f"calibration.arguments={{guidance_scale: {self.settings.guidance}}}"]
-        found = load(row.recipe, self.settings.budget, given)
-        first = {"sinks": {"method": "transforms/token_sinks"}} if row.sinks else {}
-        return replace(found, steps={**first, **found.steps})
+        return CHOICES.get(row.choice, NONE).made(row.recipe, self.settings.budget, given)
 
     def artifact_of(self, row: Row) -> Path:
         """Return the folder of the row's quantized model, which may not be there yet; equal work has one folder."""
         use = USES[row.use]
-        if self._no_sinks(row):
-            # The step that looks for them changed nothing: it is the model without it.
-            return self.artifact_of(replace(row, sinks=False))
+        if self._changes_nothing(row):
+            return self.artifact_of(replace(row, choice=""))
         sampler = {"dpm": use.dpm, "steps": use.steps} if use.recalibrated else {}
         key = {
             "model": self.model["sha256"],
@@ -128,9 +126,9 @@ class Workshop:
         }
         return self.settings.cache / "models" / f"{row.recipe}-{digest_of(key)}"
 
-    def _no_sinks(self, row: Row) -> bool:
-        """Whether the linear row of the same bits, which comes first, found no sinks in the float model."""
-        if not row.sinks or row.recipe is None or row.recipe.startswith(_LINEAR):
+    def _changes_nothing(self, row: Row) -> bool:
+        """Whether the linear row of the same choice, which comes first, found no token sinks in the float model."""
+        if not CHOICES.get(row.choice, NONE).may_change_nothing or str(row.recipe).startswith(_LINEAR):
             return False
         linear = replace(row, recipe=_LINEAR + row.bits, method="linear")
         facts = self.artifact_of(linear) / _FACTS

@@ -75,7 +75,7 @@ def test_pictures_to_start_from(settings: Settings) -> None:
 
 
 def test_the_study_from_end_to_end(settings: Settings, tmp_path: Path) -> None:
-    wanted = "quality/float", "quality/rtn-w8a8", "sinks/rtn-w8a8-kept"
+    wanted = "quality/float", "quality/rtn-w8a8", "choices/rtn-w4a8-sinks"
     said: list[str] = []
     for pattern in wanted:
         assert run(replace(settings, pattern=pattern), said.append) == []
@@ -92,14 +92,14 @@ def test_the_study_from_end_to_end(settings: Settings, tmp_path: Path) -> None:
     assert "moved most" not in page(read(settings.results), []), "no picture of a Q-Diffusion row yet"
     assert any(line.startswith("wrote") for line in render(settings.results, tmp_path))
     text = (tmp_path / PAGE).read_text()
-    assert "| linear, W8A8 |" in text and "## Token sinks" in text
+    assert "| linear, W8A8 |" in text and "## Choices" in text
     # What the linear row found in the float model decides whether Q-Diffusion is quantized a second time.
     workshop, rows = Workshop(settings), {row.name: row for row in plan.rows(settings) if row.section != "uses"}
-    linear, kept = rows["rtn-w8a8-kept"], rows["q-diffusion-w8a8-kept"]
+    linear, kept = rows["rtn-w4a8-sinks"], rows["q-diffusion-w4a8-sinks"]
     facts = workshop.artifact_of(linear) / "quantize.json"
     for found in (0, 1):
         facts.write_text(json.dumps({"sinks": {"path": found}}))
-        same = workshop.artifact_of(kept) == workshop.artifact_of(rows["q-diffusion-w8a8"])
+        same = workshop.artifact_of(kept) == workshop.artifact_of(rows["q-diffusion-w4a8"])
         assert same == (not found)
 
 
