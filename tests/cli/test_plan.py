@@ -122,10 +122,49 @@ def test_no_time_is_made_up(halftone: Halftone, model: Path, monkeypatch: pytest
 
 
 def test_a_model_that_cannot_be_called_still_has_a_plan(halftone: Halftone, public: Public) -> None:
-    found = halftone("inspect", "--plan", public.config("sd-1.5-controlnet"), "--recipe", "rtn-w8a8", "--json").json
-    assert {"hint.embed", "control.out"} <= {layer["role"] for layer in found["layers"]}
+    unheard_of = public.config("sd-1.5-unet", addition_embed_type="text")
+    found = halftone("inspect", "--plan", unheard_of, "--recipe", "rtn-w8a8", "--json").json
+    assert {"conv_in", "conv_out"} <= {layer["role"] for layer in found["layers"]}
     assert (found["memory"], found["seconds"]) == (None, None)
-    assert "are not known: ControlNetModel" in found["notes"][0]
+    assert "are not known: UNet2DConditionModel" in found["notes"][-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "macs", "once"),
+    [
+        ("sd-1.5-vae", 1.24e12, True),  # what decoding 512 x 512 pixels is known to take
+        ("sd-1.5-text", 6.6e9, True),  # 85 million weights that are multiplied, 77 tokens, and attention
+        ("sd-1.5-controlnet", 1.2e11, False),  # a third of the U-Net's weights
+    ],
+)
+def test_other_components_have_memory_and_time_as_well(
+    halftone: Halftone, tmp_path: Path, public: Public, name: str, macs: float, once: bool
+) -> None:
+    config = public.config(name)
+    pipeline = tmp_path / "pipeline"
+    component = {"vae": "vae", "text": "text_encoder", "controlnet": "controlnet"}[name.split("-")[-1]]
+    kinds = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "controlnet": ["diffusers", "ControlNetModel"],
+    }
+    classes = {"unet": ["diffusers", "UNet2DConditionModel"], component: kinds[component]}
+    index = {"_class_name": "StableDiffusionControlNetPipeline", "_diffusers_version": "0.36.0"}
+    (pipeline / "unet").mkdir(parents=True)
+    (pipeline / "model_index.json").write_text(json.dumps(index | classes))
+    (pipeline / "unet/config.json").write_bytes(public.config("sd-1.5-unet").read_bytes())
+    (pipeline / component).mkdir()
+    (pipeline / component / "config.json").write_bytes(config.read_bytes())
+    plan = ("inspect", "--plan", pipeline, "--component", component, "--recipe", "rtn-w8a8", "--json")
+    done = halftone(*plan, "--set", "calibration.samples=50")
+    assert done.code == 0, done.err
+    found = done.json
+    assert found["memory"]["held"] > 4 * found["parameters"]
+    assert len(found["seconds"]["steps"]) == len(found["work"])
+    assert any("draws pictures" in note for note in found["notes"]) == once
+    # 50 samples are one image's: one call, or three trajectories up to the last of the twenty calls chosen; and one to count.
+    calls = 2 if once else 3 * 48 + 1
+    assert found["work"]["record"]["macs"] == pytest.approx(calls * macs, rel=0.25)
 
 
 def test_a_plan_with_a_table_from_outside(halftone: Halftone, model: Path, tmp_path: Path) -> None:

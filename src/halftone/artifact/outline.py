@@ -25,15 +25,23 @@ class Outline:
 
     Attributes:
         component: its name in the pipeline; None of a configuration on its own.
+        latents: height and width of what the pipeline's denoiser reads, where that is known and square.
     """
 
     module: nn.Module
     component: str | None
+    latents: int | None = None
 
     @property
     def network(self) -> str:
         """Where in the module the network lies that would be calibrated; "" for all of it."""
         return network_path(self.module)
+
+    @property
+    def every_step(self) -> bool:
+        """Whether it is called at every sampling step, or once an image or a prompt."""
+        found = as_component(self.component, self.module) if self.component else None
+        return found.every_step if found else not self.network
 
 
 def load_outline(source: str | Path, component: str | None = None) -> Outline:
@@ -55,7 +63,8 @@ def load_outline(source: str | Path, component: str | None = None) -> Outline:
             raise ConfigError("--component", "a pipeline that has components", str(source), "Leave --component out.")
         config = read_json(path if path.is_file() else path / _CONFIG)
         kind = _of_diffusers(f"{source}: _class_name", config.get("_class_name"))
-        return Outline(_build(str(source), kind, config, None), None)
+        module = _build(str(source), kind, config, None)
+        return Outline(module, None, _latents(module, None))
     if (path / INDEX).is_file():
         check_folder(path)
         name, kind = _listed(str(path / INDEX), read_json(path / INDEX), component)
@@ -69,7 +78,21 @@ def load_outline(source: str | Path, component: str | None = None) -> Outline:
     module = _build(str(source), kind, config, component)
     if component is not None and as_component(name, module) is None:
         raise ConfigError(str(source), KINDS, f"'{name}', a {type(module).__name__}")
-    return Outline(module, name)
+    return Outline(module, name, _latents(module, path if (path / INDEX).is_file() else None))
+
+
+def _latents(module: nn.Module, folder: Path | None) -> int | None:
+    """Return the side of the latents: the model's own, its pipeline's denoiser's, or that of what an autoencoder was trained on."""
+    config: Any = getattr(module, "config", None)
+    size = getattr(config, "sample_size", None)
+    if network_path(module):
+        scale = 2 ** (len(getattr(config, "block_out_channels", (1,))) - 1)
+        size = size // scale if isinstance(size, int) else None
+    if folder is not None and (size is None or network_path(module)):
+        index = read_json(folder / INDEX)
+        own = folder / name_of_denoiser(index, str(folder / INDEX)) / _CONFIG
+        size = read_json(own).get("sample_size", size) if own.is_file() else size
+    return size if isinstance(size, int) else None
 
 
 def _listed(where: str, index: Mapping[str, Any], component: str | None) -> tuple[str, type]:

@@ -50,7 +50,9 @@ def show(
         outline = load_outline(located, component)
         module = outline.module
         loaded = load(recipe, budget, assignments, sum(parameter.numel() for parameter in module.parameters()))
-        found = forecast(module, loaded, budget, steps, memory, roles, getattr(torch, keep_as), outline.network)
+        kept = getattr(torch, keep_as)
+        where = outline.network, outline.every_step, outline.latents
+        found = forecast(module, loaded, budget, steps, memory, roles, kept, *where)
         speed = measure() if found.work and None not in found.work.values() else None
     emit({**found.plain(), "seconds": _seconds(found, speed)}, json, lambda: _human(found, speed, layers))
 

@@ -1,4 +1,4 @@
-"""Inputs of the right shapes for a denoiser, from its config: to time it, or to run it once."""
+"""Inputs of the right shapes for a denoiser or another network of a pipeline: to time it, to count its work, or to run it once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,19 @@ _TOKENS = 77  # of CLIP, which most text-conditioned denoisers were trained with
 _TEXT_TOKENS = 120  # of the longer text encoders of transformers
 
 
-def example_inputs(denoiser: nn.Module, batch: int, seed: int = 0, timestep: int = 500) -> Call:
+def example_inputs(
+    denoiser: nn.Module, batch: int, seed: int = 0, timestep: int = 500, size: int | None = None
+) -> Call:
     """Return ``(args, kwargs)`` of one call with ``batch`` samples of noise, on the model's device and in its dtype.
 
     Serves ``UNet2DModel``, ``UNet2DConditionModel`` (SD and SDXL), ``DiTTransformer2DModel``, ``Transformer2DModel``,
-    ``PixArtTransformer2DModel``, ``SD3Transformer2DModel`` and what subclasses them.
+    ``PixArtTransformer2DModel``, ``SD3Transformer2DModel``, ``ControlNetModel``, the decoder of an ``AutoencoderKL``, CLIP's text
+    encoders, and what subclasses them.
 
     Args:
         batch: at least 1.
         seed: of the noise; equal seeds give equal inputs.
+        size: height and width of the latents; None for those of the config.
 
     Raises:
         ConfigError: nobody knows what this class takes.
@@ -31,7 +35,7 @@ def example_inputs(denoiser: nn.Module, batch: int, seed: int = 0, timestep: int
     for base in type(denoiser).__mro__:
         make = _MAKERS.get(base.__name__)
         if make is not None:
-            return make(denoiser, _Draw(denoiser, seed), batch, timestep)
+            return make(denoiser, _Draw(denoiser, seed, size), batch, timestep)
     known = ", ".join(sorted(_MAKERS))
     raise ConfigError(type(denoiser).__name__, f"a denoiser whose inputs are known ({known})", "another class")
 
@@ -39,10 +43,11 @@ def example_inputs(denoiser: nn.Module, batch: int, seed: int = 0, timestep: int
 class _Draw:
     """Draws noise on the CPU, then moves it, so that numbers do not depend on the device."""
 
-    def __init__(self, denoiser: nn.Module, seed: int) -> None:
+    def __init__(self, denoiser: nn.Module, seed: int, size: int | None = None) -> None:
         self.random = generator(seed, "example inputs")
         self.device, self.dtype = _home(denoiser)
-        self.config: Any = denoiser.config
+        self.config: Any = getattr(denoiser, "config", None)
+        self.size = size
 
     def noise(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=self.random).to(self.device, self.dtype)
@@ -54,9 +59,14 @@ class _Draw:
         return torch.full((batch,), value, device=self.device)
 
     def sample(self, batch: int) -> torch.Tensor:
-        size = getattr(self.config, "sample_size", None) or _SIZE
+        return self.noise(batch, self.config.in_channels, *self.latents)
+
+    @property
+    def latents(self) -> tuple[int, int]:
+        """Height and width of what the denoiser reads."""
+        size = self.size or getattr(self.config, "sample_size", None) or _SIZE
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        return self.noise(batch, self.config.in_channels, height, width)
+        return height, width
 
 
 def _home(denoiser: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -129,6 +139,25 @@ def _sd3(denoiser: nn.Module, draw: _Draw, batch: int, timestep: int) -> Call:
     }
 
 
+def _controlnet(net: nn.Module, draw: _Draw, batch: int, timestep: int) -> Call:
+    (sample, steps), kwargs = _conditional_unet(net, draw, batch, timestep)
+    # Each of the embedding's blocks but the first halves the picture.
+    scale = 2 ** (len(draw.config.conditioning_embedding_out_channels) - 1)
+    kwargs["controlnet_cond"] = draw.noise(
+        batch, draw.config.conditioning_channels, *(scale * side for side in draw.latents)
+    )
+    return (sample, steps), kwargs
+
+
+def _decoder(decoder: nn.Module, draw: _Draw, batch: int, timestep: int) -> Call:
+    first: Any = decoder.conv_in
+    return (draw.noise(batch, first.in_channels, *draw.latents),), {}
+
+
+def _text_encoder(encoder: nn.Module, draw: _Draw, batch: int, timestep: int) -> Call:
+    return (draw.integers(draw.config.vocab_size, batch, draw.config.max_position_embeddings),), {}
+
+
 _MAKERS: dict[str, Callable[[nn.Module, _Draw, int, int], Call]] = {
     "UNet2DModel": _unet,
     "UNet2DConditionModel": _conditional_unet,
@@ -136,4 +165,8 @@ _MAKERS: dict[str, Callable[[nn.Module, _Draw, int, int], Call]] = {
     "Transformer2DModel": _class_transformer,
     "PixArtTransformer2DModel": _pixart,
     "SD3Transformer2DModel": _sd3,
+    "ControlNetModel": _controlnet,
+    "Decoder": _decoder,
+    "CLIPTextModel": _text_encoder,
+    "CLIPTextModelWithProjection": _text_encoder,
 }

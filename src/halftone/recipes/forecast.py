@@ -27,6 +27,9 @@ from halftone.models.roles import Architecture, architecture
 from halftone.recipes.beside import AT_THE_LATENTS, plan_beside
 from halftone.recipes.recipe import Recipe
 
+# By path of a layer that reads a concatenation: the channels of its parts, and whether it is sure to be split.
+_Parts = dict[str, tuple[tuple[int, ...], bool]]
+
 
 @dataclass(frozen=True)
 class PlannedLayer:
@@ -125,6 +128,8 @@ def forecast(
     roles: Path | None = None,
     keep: torch.dtype = torch.float32,
     network: str = "",
+    every_step: bool = True,
+    latents: int | None = None,
 ) -> Forecast:
     """Return what ``recipe`` would make of ``module``, a float component on the meta device, which is changed.
 
@@ -135,6 +140,8 @@ def forecast(
         roles: a role table for an architecture that has none.
         keep: dtype in which a walk holds activations.
         network: where in ``module`` the network lies that is calibrated; "" for all of it.
+        every_step: whether it is called at every sampling step, or once an image or a prompt.
+        latents: height and width of the denoiser's latents; None for those of the config.
 
     Raises:
         MatchError, ConfigError: see :func:`halftone.models.roles.architecture` and :func:`halftone.models.policy.make_plan`.
@@ -144,17 +151,22 @@ def forecast(
     left = without_role(module, found.roles)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     notes = list(plan.notes)
-    cost, parts = None, {}
+    parts: _Parts = {}
+    job: Job | None = None
     try:
-        args, kwargs = example_inputs(module, 1)
-        parts = _splits(recipe, plan, concatenated_inputs(module, args, kwargs))
-        cost = count(module, found, args, kwargs)
+        inner, cost, parts = _counted(module, network, found, plan, recipe, latents)
+        samples = recipe.calibration.samples
+        job = Job(
+            cost, samples if every_step else -(-samples // steps), frozenset(inner.quantized()), bool(inner.operands)
+        )
     except (ConfigError, CalibrationError) as error:
         notes.append(f"memory, time and what may be split are not known: {error.where}: {error.got}")
+    if not every_step:
+        notes.append("to record what it is called with the pipeline draws pictures, whose time comes on top")
     always = {path for path, (_, sure) in parts.items() if sure}
     counted, more = _sizes(module, plan, {path: each for path, (each, _) in parts.items()}, always)
     layers = tuple(_layer(module, plan, recipe, path, parts.get(path, ((), False))[0]) for path in plan.layers)
-    efforts = _efforts(recipe, plan, cost, steps, keep) if cost else {}
+    efforts = _efforts(recipe, job, steps, keep, every_step) if job else {}
     spent = counted["codes"] + counted["scales"] + counted["zero_points"]
     return Forecast(
         model=type(module).__name__,
@@ -169,7 +181,7 @@ def forecast(
         sizes=counted,
         if_split=more,
         without_role=left,
-        memory=_memory(recipe, cost, efforts, FLOAT_BYTES * parameters + spent, memory) if cost else None,
+        memory=_memory(job, efforts, FLOAT_BYTES * parameters + spent, memory) if job else None,
         work={name: effort.work if effort else None for name, effort in efforts.items()},
         notes=tuple(notes),
     )
@@ -186,9 +198,20 @@ def _whole_plan(module: nn.Module, network: str, found: Architecture, recipe: Re
     return Plan({path: layers[path] for path in found.roles}, operands, inner.notes)
 
 
-def _splits(
-    recipe: Recipe, plan: Plan, concatenated: dict[str, tuple[int, ...]]
-) -> dict[str, tuple[tuple[int, ...], bool]]:
+def _counted(
+    module: nn.Module, network: str, found: Architecture, plan: Plan, recipe: Recipe, latents: int | None
+) -> tuple[Plan, ModelCost, _Parts]:
+    """Return the plan of the network alone, what its call costs, and the parts of what may be split, by path in ``module``."""
+    if not network:
+        args, kwargs = example_inputs(module, 1, size=latents)
+        parts = _splits(recipe, plan, concatenated_inputs(module, args, kwargs))
+        return plan, count(module, found, args, kwargs), parts
+    inner, inside = module.get_submodule(network), found.within(network)
+    of_network, cost, parts = _counted(inner, "", inside, make_plan(inner, inside, recipe.policy), recipe, latents)
+    return of_network, cost, {f"{network}.{path}": each for path, each in parts.items()}
+
+
+def _splits(recipe: Recipe, plan: Plan, concatenated: dict[str, tuple[int, ...]]) -> _Parts:
     """Return the parts of each layer that the recipe may split, and whether it is sure to."""
     found = {}
     for method in recipe.methods().values():
@@ -240,32 +263,32 @@ def _layer(module: nn.Module, plan: Plan, recipe: Recipe, path: str, parts: tupl
     )
 
 
-def _efforts(recipe: Recipe, plan: Plan, cost: ModelCost, steps: int, keep: torch.dtype) -> dict[str, Effort | None]:
+def _efforts(recipe: Recipe, job: Job, steps: int, keep: torch.dtype, every_step: bool) -> dict[str, Effort | None]:
     """Return what each step takes: the recording of samples, then the recipe's steps."""
-    samples = recipe.calibration.samples
-    job = Job(cost, samples, frozenset(plan.quantized()), bool(plan.operands))
-    chosen = recipe.calibration.selection().choose(steps, samples, generator(0, "calibration", "select"))
-    trajectories = int(chosen.bincount().max())
-    # The last call that is wanted is not computed; one call more for counting them.
-    recorded = cost.forward.over(trajectories, recipe.calibration.batch).times(int(chosen.max()))
-    # Each probed call is followed by those after it, on average half of all.
-    probed = cost.forward.over(recipe.calibration.influence, recipe.calibration.influence or 1)
-    followed = probed.times(steps * (1 + min(steps, PROBES) / 2))
-    found: dict[str, Effort | None] = {"record": Effort(recorded + cost.forward + followed)}
+    forward = job.cost.forward
+    recorded = forward.over(job.samples, recipe.calibration.batch)
+    if every_step:
+        chosen = recipe.calibration.selection().choose(steps, job.samples, generator(0, "calibration", "select"))
+        trajectories = int(chosen.bincount().max())
+        # The last call that is wanted is not computed.
+        recorded = forward.over(trajectories, recipe.calibration.batch).times(int(chosen.max()))
+        # Each probed call is followed by those after it, on average half of all.
+        probed = forward.over(recipe.calibration.influence, recipe.calibration.influence or 1)
+        recorded += probed.times(steps * (1 + min(steps, PROBES) / 2))
+    # One call more for counting them.
+    found: dict[str, Effort | None] = {"record": Effort(recorded + forward)}
     found |= {name: method.effort(job) for name, method in recipe.methods().items()}
     # Efforts count float32.
     share = keep.itemsize / FLOAT_BYTES
     return {name: each and replace(each, held=math.ceil(each.held * share)) for name, each in found.items()}
 
 
-def _memory(
-    recipe: Recipe, cost: ModelCost, efforts: dict[str, Effort | None], weights: int, bound: int | None
-) -> Memory:
+def _memory(job: Job, efforts: dict[str, Effort | None], weights: int, bound: int | None) -> Memory:
     def spilled(effort: Effort) -> int:
         return max(0, effort.held - (effort.held if bound is None else bound))
 
     known = {name: effort for name, effort in efforts.items() if effort}
     largest = max(known, key=lambda name: known[name].held - spilled(known[name]) + known[name].working)
     effort = known[largest]
-    samples = math.ceil(cost.input_bytes * recipe.calibration.samples)
+    samples = math.ceil(job.cost.input_bytes * job.samples)
     return Memory(weights, samples, effort.held, spilled(effort), effort.working, largest)
