@@ -10,7 +10,8 @@ from halftone.foundation.files import write_atomically
 
 PAGE = "quantizing.md"
 _COMMAND = "python -m benchmarks.quantizing"
-_DAY = 86400
+_DAY, _HOUR = 86400, 3600
+_RATES = (10, 50, 200)  # TFLOP/s sustained
 
 
 def render(results: Path, docs: Path) -> list[str]:
@@ -35,7 +36,9 @@ def page(sections: dict[str, dict[str, dict[str, Any]]]) -> str:
         "",
     ]
     lines += _whole(sections.get("whole", {}))
-    lines += _blocks(sections.get("blocks", {}))
+    blocks = sections.get("blocks", {})
+    lines += _blocks(blocks)
+    lines += _elsewhere(sections.get("arithmetic", {}), blocks)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -125,5 +128,34 @@ def _blocks(rows: dict[str, dict[str, Any]]) -> list[str]:
             f"about **{days:.0f} days** for all. Timed at batches {few_many}. {_where(row)}.",
             "",
             *table(head, body),
+        ]
+    return lines
+
+
+def _elsewhere(rows: dict[str, dict[str, Any]], blocks: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what the arithmetic alone takes on machines that were not timed; nothing of it is measured."""
+    if not rows:
+        return []
+    lines = ["## On a GPU", ""]
+    if not any(row["protocol"]["device"] != "cpu" for row in blocks.values()):
+        lines += [f"Not timed: no GPU was at hand (`{_COMMAND} run --only blocks --device cuda` times it).", ""]
+    for row in rows.values():
+        given, found = row["protocol"], row["metrics"]
+        operations = 2 * found["macs"]
+        same = [
+            each["metrics"]["iteration"]
+            for each in blocks.values()
+            if all(each["protocol"][key] == given[key] for key in given) and each["protocol"]["device"] == "cpu"
+        ]
+        done = f", of which the CPU above does {operations / same[0] / 1e9:.0f} GFLOP/s" if same else ""
+        lines += [
+            f"{given['recipe']}, {given['pixels']} px: a call is {found['forward_macs'] / 1e9:.0f} billion multiply-accumulates, "
+            f"an iteration of batch {found['batch']} of every unit, forward and backward, {operations / 1e12:.0f} TFLOP{done}. The "
+            f"arithmetic of all {found['iterations']} iterations alone, at a sustained rate, takes:",
+            "",
+            *table(
+                ["TFLOP/s", "hours"],
+                [[str(rate), f"{found['iterations'] * operations / (rate * 1e12) / _HOUR:.1f}"] for rate in _RATES],
+            ),
         ]
     return lines

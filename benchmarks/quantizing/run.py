@@ -10,6 +10,7 @@ from benchmarks.cpu_unet.cases import SD15
 from benchmarks.cpu_unet.models import SD15_PARAMETERS
 from benchmarks.cpu_unet.settings import Settings as Sizes
 from benchmarks.cpu_unet.workshop import Workshop
+from benchmarks.quantizing.arithmetic import counted
 from benchmarks.quantizing.blocks import timed
 from benchmarks.quantizing.settings import Settings
 from benchmarks.quantizing.whole import watched
@@ -41,7 +42,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
         seconds = time.monotonic() - began
         content = {"schema": SCHEMA, "protocol": protocol, **circumstances(seconds), "metrics": metrics}
         write_atomically(file, readable(content))
-        say(f"{name}: {metrics['seconds']:.0f} s{' in all' if 'units' in metrics else ''}")
+        say(f"{name}: {metrics.get('seconds', seconds):.0f} s{' in all' if 'units' in metrics else ''}")
     return failed
 
 
@@ -63,6 +64,10 @@ def _rows(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[str,
             protocol,
             lambda model, work: timed(settings.recipe, model, given, work),
         )
+    if "arithmetic" in settings.sections:
+        pixels = settings.given.pixels
+        protocol = {"recipe": settings.recipe, "pixels": pixels, **_recipe(settings.recipe, "paper")}
+        yield f"arithmetic/{settings.recipe}", protocol, lambda model, work: counted(settings.recipe, model, pixels)
 
 
 def _recipe(name: str, budget: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from benchmarks.records import ROOT
 RESULTS = Path(__file__).parent / "results"
 CACHE = ROOT / "runs" / "cpu_unet"  # has the model already where that study has been run
 DOCS = ROOT / "docs" / "results"
-SECTIONS = ("whole", "blocks")
+SECTIONS = ("whole", "blocks", "arithmetic")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,19 @@ def test_rows_that_are_there_are_not_measured_again(settings: Settings) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workshop, "prepared", lambda *_: pytest.fail("the model is there"))
         assert run(settings, said.append) == []
-    assert [line.endswith("there already") for line in said] == [True, True]
+    assert [line.endswith("there already") for line in said] == [True, True, True]
+
+
+def test_arithmetic_is_that_of_the_paper(settings: Settings) -> None:
+    found = json.loads((settings.results / "arithmetic" / "q-diffusion-w4a8.json").read_text(encoding="utf-8"))[
+        "metrics"
+    ]
+    assert found["macs"] == 3 * 32 * found["forward_macs"] > 0 and found["iterations"] == 20000
+    committed = RESULTS / "arithmetic" / "q-diffusion-w4a8.json"
+    # What a call of Stable Diffusion's U-Net is known to take at 512 pixels, with its attention.
+    assert json.loads(committed.read_text(encoding="utf-8"))["metrics"]["forward_macs"] == pytest.approx(
+        4.0e11, rel=0.05
+    )
 
 
 def test_what_fails_is_named(settings: Settings) -> None:
@@ -77,6 +89,7 @@ def test_the_page_has_a_table_for_each_section(settings: Settings, tmp_path: Pat
     assert render(settings.results, tmp_path) == [f"wrote {PAGE}"]
     text = (tmp_path / PAGE).read_text(encoding="utf-8")
     assert "| rtn-w4a8, demo |" in text and "20000 iterations of batch 32" in text and "`mid_block" in text
+    assert "## On a GPU" in text and "Not timed" in text
     assert render(tmp_path / "nothing", tmp_path)[0].startswith("no rows in")
 
 
