@@ -28,7 +28,10 @@ def measure(row: Row, workshop: Workshop, looks: Looks) -> dict[str, Any]:
     against = workshop.float_samples(use.like or row.use)
     given = [workshop.given(use, number) for number in range(len(against))]
     if row.recipe is None:
-        return {"seen": looks.seen(against, use), "obeyed": obeyed(against, given, use)}
+        found = {"seen": looks.seen(against, use), "obeyed": obeyed(against, given, use)}
+        if len(against) > 1:  # how far apart pictures of other noise are: what "another picture" means
+            found["between_seeds"] = {"moved": looks.moved(against[0].images, against[1].images)}
+        return found
     drawn = workshop.quantized_samples(row)
     mine, theirs = pooled(drawn), pooled(against)
     distances = plain(pair(mine, theirs))

@@ -9,20 +9,15 @@ import numpy as np
 
 from benchmarks.markdown import bench_table, interval, table
 from benchmarks.records import rows_of
+from benchmarks.text_to_image.findings import TARGETS, TELLING, Rows, findings, lost, of, pair_of, top1, verdict
 from benchmarks.text_to_image.pictures import SHOWN
 from benchmarks.text_to_image.plan import BITS, FLOAT, METHODS, USED
 from benchmarks.text_to_image.settings import SECTIONS
 from benchmarks.text_to_image.uses import PLAIN, USES
-from halftone.evaluate.paired import Interval
-from halftone.evaluate.paired import interval as paired_interval
 from halftone.foundation.files import write_atomically
 
 PAGE = "text-to-image.md"
 _COMMAND = "python -m benchmarks.text_to_image"
-# Within how many points of the float model's alignment a model is to stay.
-_TARGETS = {"w4a8": 2.0, "w8a8": 1.0}
-_TELLING = 20  # percent: what is right less often has nothing to lose
-Rows = dict[str, dict[str, Any]]
 
 
 def read(folder: Path) -> dict[str, Rows]:
@@ -56,6 +51,7 @@ def page(sections: dict[str, Rows], pictures: list[str]) -> str:
         "",
         *_conditions(sections),
     ]
+    lines += findings(sections)
     writers = {"quality": _quality, "uses": _uses, "choices": _choices, "latency": _latency}
     for name, write in writers.items():
         if name in sections:
@@ -98,16 +94,6 @@ def _machine(row: dict[str, Any]) -> str:
     return cpu if row["protocol"].get("device", "cpu") == "cpu" else str(row["machine"]["cuda"])
 
 
-def _of(rows: Rows, **wanted: str) -> dict[str, Any] | None:
-    found = (row for row in rows.values() if all(row["row"][key] == value for key, value in wanted.items()))
-    return next(found, None)
-
-
-def top1(row: dict[str, Any]) -> list[float]:
-    """Return the alignment of each seed, in percent, in the model's own features."""
-    return [100 * value for value in row["metrics"]["seen"][0]["alignment"]["top1_by_seed"]]
-
-
 def _aligned(row: dict[str, Any]) -> list[str]:
     """Return the cells about what the pictures show: top 1 with its spread over seeds, top 5, both of a second network, kernel
     distance with its floor."""
@@ -121,15 +107,6 @@ def _aligned(row: dict[str, Any]) -> list[str]:
         second,
         f"{kernel['value']:.3f} ± {kernel['std']:.3f} (floor {floor['value']:.3f})",
     ]
-
-
-def lost(row: dict[str, Any], reference: dict[str, Any]) -> Interval:
-    """Return the points of top 1 that a model loses against the float model in the same use, with a 95 % interval over prompts.
-
-    Pictures of one prompt are no independent ones: prompts are drawn, with all their seeds.
-    """
-    mine, theirs = (np.array(each["metrics"]["seen"][0]["ranks"]) < 1 for each in (row, reference))
-    return paired_interval(100.0 * (theirs.astype(float) - mine).mean(axis=0), 0)
 
 
 def _distance(row: dict[str, Any]) -> list[str]:
@@ -147,7 +124,7 @@ def _quality(rows: Rows, _: Rows) -> list[str]:
     ]
     body = []
     for method, bits in [(FLOAT, FLOAT), *((method, bits) for bits in BITS for method in METHODS)]:
-        row = _of(rows, method=method, bits=bits)
+        row = of(rows, method=method, bits=bits)
         if row:
             size = row["metrics"].get("sizes")
             name = "float model" if method == FLOAT else f"{method}, {bits.upper()}"
@@ -166,38 +143,28 @@ def _uses(rows: Rows, quality: Rows) -> list[str]:
         head += [f"{bits.upper()} PSNR, dB", "SSIM", "top 1, top 5, %", "points lost", "verdict"]
     body: list[list[str]] = []
     for use, how in USES.items():
-        own = quality if use == PLAIN else rows
-        reference = _of(own, use=how.like or use, method=FLOAT)
+        reference = of(quality if use == PLAIN else rows, use=how.like or use, method=FLOAT)
         cells = [use, _both(reference) if reference else "-"]
         for bits in USED:
-            row = _of(own, use=use, method="Q-Diffusion", bits=bits)
-            if row is None or reference is None:
+            pair = pair_of(use, bits, rows, quality)
+            if pair is None:
                 cells += ["-"] * 5
                 continue
+            row, reference = pair
             points = lost(row, reference)
             cells += [*_distance(row)[:2], _both(row), interval(asdict(points), 1), verdict(points, reference, bits)]
         if any(cell != "-" for cell in cells[1:]):
             body.append(cells)
-    wanted = ", ".join(f"{points:g} at {bits.upper()}" for bits, points in _TARGETS.items())
+    wanted = ", ".join(f"{points:g} at {bits.upper()}" for bits, points in TARGETS.items())
     note = (
         f"Target: at most so many points lost: {wanted}. *Surely* where the whole 95 % interval over prompts says so; *none* where "
-        f"the float model itself is right in less than {_TELLING} % and nothing can be lost."
+        f"the float model itself is right in less than {TELLING} % and nothing can be lost."
     )
     return ["## Uses", "", *table(head, body), note, "", *_obeyed(rows)]
 
 
 def _both(row: dict[str, Any]) -> str:
     return f"{np.mean(top1(row)):.1f}, {100 * row['metrics']['seen'][0]['alignment']['top5']:.1f}"
-
-
-def verdict(points: Interval, reference: dict[str, Any], bits: str) -> str:
-    """Return whether the target is met, and whether that is sure; ``none`` where the float model is hardly ever right."""
-    wanted = _TARGETS[bits]
-    if np.mean(top1(reference)) < _TELLING:
-        return "none"
-    if points.value <= wanted:
-        return "surely met" if points.high <= wanted else "met"
-    return "surely missed" if points.low > wanted else "missed"
 
 
 def _obeyed(rows: Rows) -> list[str]:
@@ -220,7 +187,7 @@ def _choices(rows: Rows, quality: Rows) -> list[str]:
     body = []
     for row in rows.values():
         said = row["row"]
-        without = _of(quality, method=said["method"], bits=said["bits"])
+        without = of(quality, method=said["method"], bits=said["bits"])
         values = [cells(each)[0] if each else "-" for cells in (_distance, _aligned) for each in (without, row)]
         body.append([said["choice"], f"{said['method']}, {said['bits'].upper()}", *values, _kept(row)])
     return ["## Choices", "", *table(head, body)]
@@ -246,7 +213,7 @@ def _adapted(sections: dict[str, Rows], results: Path, docs: Path) -> list[str]:
     """Copy the pictures of adapters at work beside the page; return the section that shows them."""
     lines = []
     for use, bits in itertools.product(SHOWN, USED):
-        row = _of(sections.get("uses", {}), use=use, method="Q-Diffusion", bits=bits)
+        row = of(sections.get("uses", {}), use=use, method="Q-Diffusion", bits=bits)
         file = results / "uses" / f"{row['row']['name']}.png" if row else None
         if file is not None and file.exists():
             name = f"text-to-image-{file.name}"

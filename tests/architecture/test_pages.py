@@ -72,7 +72,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     model = tmp_path / "zoo"
     pipeline(tiny_unet()).save_pretrained(model)
-    monkeypatch.setattr("halftone.zoo.catalog.folder", lambda name: model)
+    monkeypatch.setattr("halftone.zoo.catalog.folder", lambda name, kind="pipeline": model)
     monkeypatch.setattr("halftone.api.load", less)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -177,6 +177,9 @@ def test_offloading_layer_by_layer(pipe: StableDiffusionPipeline) -> None:
     images = draw(pipe)
     cpu_offload(pipe.unet, torch.device("cpu"))
     assert np.array_equal(draw(pipe), images)
+    layers = [layer for layer in pipe.unet.modules() if isinstance(layer, QuantizedLayer) and layer.scheme is not None]
+    assert layers and all(layer.weight.is_meta for layer in layers)
+    assert all(layer._prepared is None for layer in layers), "what was made of the numbers left the device with them"
 
 
 def test_device_maps(folder: Path, pipe: StableDiffusionPipeline) -> None:

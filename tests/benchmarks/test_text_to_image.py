@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from benchmarks.text_to_image import plan
 from benchmarks.text_to_image.__main__ import main
-from benchmarks.text_to_image.render import PAGE, lost, page, read, render, verdict
+from benchmarks.text_to_image.findings import findings, lost, tipped, verdict
+from benchmarks.text_to_image.render import PAGE, page, read, render
 from benchmarks.text_to_image.run import path_of, run
 from benchmarks.text_to_image.settings import DOCS, RESULTS, SECTIONS, Settings
 from benchmarks.text_to_image.uses import USES, Use, arguments
@@ -196,6 +197,43 @@ def test_verdicts_come_from_intervals_over_prompts() -> None:
     assert verdict(replace(points, value=1.5, high=4.0), seen(right), "w8a8") == "missed"
     wrong = [5] * 100
     assert verdict(lost(seen(wrong), seen(wrong)), seen(wrong), "w8a8") == "none"
+
+
+def test_what_tips_is_counted_both_ways() -> None:
+    before, after = np.array([[0, 0, 0, 3]]), np.array([[0, 2, 9, 0]])
+    found = tipped(before, after)
+    assert (found.fell, found.rose, found.near) == (50.0, 25.0, 50.0)
+    assert tipped(before, before).near == 100.0
+
+
+def test_findings_name_what_is_missed_and_how() -> None:
+    def row(use: str, method: str, bits: str, *found: list[int], **more: object) -> dict:
+        made = seen(*found)
+        made["metrics"] |= more
+        return {"row": {"use": use, "method": method, "bits": bits}, **made}
+
+    right = [0] * 50
+    some = {"image_mse": [0.01] * 100, "moved": [0.02] * 98 + [0.9] * 2}
+    quality = {
+        "float": row("short prompts", "float", "float", right, right, between_seeds={"moved": [0.5] * 50}),
+        "mine": row("short prompts", "Q-Diffusion", "w8a8", right, right, **some),
+        "linear": row("short prompts", "linear", "w8a8", right, [1] * 50, **{**some, "image_mse": [0.1] * 100}),
+    }
+    worse = [0] * 40 + [2] * 5 + [7] * 5
+    sampler = "DPM-Solver++, 10 steps"
+    uses = {
+        "float": row(sampler, "float", "float", right, right),
+        "mine": row(sampler, "Q-Diffusion", "w8a8", worse, worse),
+        "again": row(f"{sampler}, recalibrated", "Q-Diffusion", "w8a8", right, right),
+    }
+    text = "\n".join(findings({"quality": quality, "uses": uses}))
+    assert "that W8A8 loses in any use: at most 1." in text and "***Not met:*** in 2 of 3 uses, surely in 2" in text
+    assert f"*{sampler}*, surely missed: 20.0 [" in text and "those that fell, 50 %" in text
+    assert "Calibrated with this sampler: 0.0 [0.0, 0.0] points lost" in text
+    assert "by 10.0 dB [10.0, 10.0]" in text and "nearest rounding 50.0 [" in text
+    assert "2.0 % of the pictures became other ones" in text and "100 % still show" in text
+    assert f"| {sampler} | 20.0 | 0.0 | 50 | - | - | - | 0.0, 0.0 |" in text
+    assert findings({}) == []
 
 
 @pytest.mark.slow

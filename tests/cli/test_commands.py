@@ -1,7 +1,10 @@
 """Every command on a tiny model: what it writes, prints and returns."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 from tests.tiny import pipeline, tiny_unet
 
 from halftone.foundation.errors import ConfigError
+from halftone.kernels.native import product
 from halftone.models import roles
 from halftone.recipes import load
 from halftone.zoo import catalog
@@ -229,6 +233,22 @@ def test_zoo(halftone: Halftone, model: Path, monkeypatch: pytest.MonkeyPatch, t
 def test_doctor(halftone: Halftone) -> None:
     assert halftone("doctor", "--json").json["engines"].keys() >= {"simulate", "torch"}
     assert "engine     simulate: runs" in halftone("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "ONEDNN_MAX_CPU_ISA=AVX2 leaves AVX512-VNNI out"),
+        ({"HALFTONE_NATIVE": "0"}, "HALFTONE_NATIVE=0"),
+    ],
+    ids=str,
+)
+def test_doctor_says_what_a_mask_leaves_out(mask: dict[str, str], said: str) -> None:
+    if product.why_none() is not None:
+        pytest.skip(f"nothing to leave out: {product.why_none()}")
+    command = [sys.executable, "-W", "ignore", "-m", "halftone", "doctor"]
+    done = subprocess.run(command, env={**os.environ, **mask}, capture_output=True, text=True, check=True)
+    assert said in done.stdout
 
 
 def test_report(halftone: Halftone, artifact: Path, tmp_path: Path) -> None:

@@ -262,6 +262,24 @@ def test_evaluating_under_the_guidance_that_was_calibrated(
         assert kept["texts"].tolist() == [PROMPTS[n % len(PROMPTS)] for n in range(2)]
 
 
+@pytest.mark.usefixtures("quantized")  # which writes the prompts
+def test_quantizing_under_the_guidance_that_will_be_used(
+    halftone: Halftone, base: Path, model: Path, tmp_path: Path
+) -> None:
+    little = ("--recipe", "rtn-w8a8", "--set", "calibration.samples=4", "--set", "calibration.arguments={eta: 0.0}")
+    how = (*little, "--prompts", base / "prompts.txt", "--steps", 2, "--guidance", 3, "--json")
+    done = halftone("quantize", base / "model", *how, "--also", "vae=rtn-w8a8", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    report = done.json["report"]
+    for part in (report, report["also"]["vae"]):
+        assert part["trajectory"]["arguments"]["guidance_scale"] == 3
+    assert report["trajectory"]["arguments"]["eta"] == 0, "what was set stays"
+    where = ("generate", tmp_path / "out", "-n", 1, "--steps", 2, "--prompt", "a", "--guidance")
+    assert "guidance" not in halftone(*where, 3, "-o", tmp_path / "same.png").err
+    assert "guidance 2.0 (calibrated: 3" in halftone(*where, 2, "-o", tmp_path / "other.png").err
+    refused(halftone, ["guidance_scale", "Leave it out"], "quantize", model, *how, "-o", tmp_path / "none")
+
+
 def test_a_hub_id_without_a_network_says_what_to_do(halftone: Halftone, tmp_path: Path) -> None:
     words = ["a pipeline on the hub that can be reached", "hf download", "halftone zoo"]
     refused(halftone, words, "generate", "nobody/nothing-of-this-name", "--prompt", "a", "-o", tmp_path / "x.png")

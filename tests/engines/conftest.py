@@ -39,6 +39,13 @@ def conditional_unet(**changes: Any) -> Any:
     )
 
 
+def conditions(batch: int, tokens: int = 5, seed: int = 0) -> dict[str, Any]:
+    """Return what :func:`conditional_unet` is called with beside the sample and the timestep."""
+    draw = torch.Generator().manual_seed(seed)
+    added = {"text_embeds": torch.randn(batch, 16, generator=draw), "time_ids": torch.randn(batch, 6, generator=draw)}
+    return {"encoder_hidden_states": torch.randn(batch, tokens, 16, generator=draw), "added_cond_kwargs": added}
+
+
 def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """Return the root of the mean squared difference, relative to what was wanted."""
     return float((got.float() - wanted.float()).square().mean().sqrt() / wanted.float().square().mean().sqrt())

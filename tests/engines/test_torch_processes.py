@@ -7,11 +7,10 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tests.engines.conftest import NETWORK, conditional_unet, far, run, unet
+from tests.engines.conftest import NETWORK, conditional_unet, conditions, far, run, unet
 from torch import nn
 
 from halftone.engines import set_engine
@@ -154,15 +153,13 @@ def test_batches(batch: int) -> None:
     assert far(run(network, "torch", x, 5).sample, run(network, "simulate", x, 5).sample) < NETWORK
 
 
-@pytest.mark.parametrize("size", [(8, 8), (6, 10), (12, 4)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (6, 10), (12, 4), (7, 9)], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_texts_and_sizes_change_between_calls_of_a_conditional_network(batch: int, size: tuple[int, int]) -> None:
     network, draw = conditional_unet(), torch.Generator().manual_seed(batch)
     x = torch.randn(batch, 1, *size, generator=draw)
-    added = {"text_embeds": torch.randn(batch, 16, generator=draw), "time_ids": torch.randn(batch, 6, generator=draw)}
-    texts = [torch.randn(batch, tokens, 16, generator=draw) for tokens in (5, 5, 7)]
-    for text in (*texts, texts[0]):
-        given = {"encoder_hidden_states": text, "added_cond_kwargs": added}
+    texts = [conditions(batch, tokens, seed) for seed, tokens in enumerate((5, 5, 7))]
+    for given in (*texts, texts[0]):
         wanted = run(network, "simulate", x, 5, **given).sample
         assert far(run(network, "torch", x, 5, **given).sample, wanted) < NETWORK
 
@@ -176,10 +173,7 @@ def test_residuals_of_a_controlnet_are_added(dtype: torch.dtype, bound: float) -
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=draw)
 
-    given: dict[str, Any] = {
-        "encoder_hidden_states": random(2, 5, 16),
-        "added_cond_kwargs": {"text_embeds": random(2, 16), "time_ids": random(2, 6)},
-    }
+    given = conditions(2)
     plain = run(network, "simulate", x, 5, **given).sample
     shapes = [(2, 8, 8, 8), (2, 8, 8, 8), (2, 8, 4, 4), (2, 16, 4, 4)]
     given["down_block_additional_residuals"] = tuple(random(*shape) for shape in shapes)
@@ -193,12 +187,18 @@ def test_residuals_of_a_controlnet_are_added(dtype: torch.dtype, bound: float) -
 
 _LESSER = """
 import torch
-from tests.engines.conftest import NETWORK, far, run, unet
+from tests.engines.conftest import NETWORK, conditional_unet, conditions, far, run, unet
 from halftone.nn.layers import quantized_layers
 network, x = unet(), torch.randn(2, 1, 16, 8)
 wanted = run(network, "simulate", x, 5).sample
 assert far(run(network, "torch", x, 5).sample, wanted) < NETWORK
-print(*sorted({layer.choice().name for _, layer in quantized_layers(network)}))
+other, given = conditional_unet(), conditions(2)
+wanted = run(other, "simulate", x, 5, **given).sample
+assert far(run(other, "torch", x, 5, **given).sample, wanted) < NETWORK
+half, given = other.to(torch.bfloat16), torch.utils._pytree.tree_map(lambda value: value.bfloat16(), given)
+found, defined = (far(run(half, engine, x.bfloat16(), 5, **given).sample, wanted) for engine in ("torch", "simulate"))
+assert found < 1.3 * defined, (found, defined)
+print(*sorted({layer.choice().name for each in (network, other) for _, layer in quantized_layers(each)}))
 """
 
 

@@ -87,6 +87,22 @@ def test_sums_are_exact_and_packed_weights_change_no_bit(rows: int, bits: int) -
 
 
 @needs_product
+@pytest.mark.parametrize("outputs", [8, 64, 200])
+def test_more_threads_than_pieces_change_nothing(outputs: int) -> None:
+    operation = Operation("linear", 128, outputs, (128,), parse("uint4"), parse("uint8"))
+    call, x = KERNEL.prepare(operation, numbers(operation)), torch.randn(90, 128)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 9):
+            torch.set_num_threads(count)
+            found.append(call(x))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@needs_product
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_sums_on_the_way_out(dtype: torch.dtype) -> None:
     operation = Operation("conv2d", 8, 70, (8,), parse("uint4"), parse("uint8"), (3, 3), padding=(1, 1))

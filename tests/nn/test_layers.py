@@ -16,10 +16,11 @@ from torch import nn
 from halftone.formats import Affine, fake_quantize, quantize
 from halftone.formats.segments import along_input, along_weight
 from halftone.foundation.errors import ConfigError
+from halftone.kernels.native import product
 from halftone.kernels.select import engines
 from halftone.nn import QuantConv2d, QuantizedLayer, QuantLinear, Scheme
 from halftone.nn.layers import quantized_layers
-from halftone.nn.running import set_engine
+from halftone.nn.running import set_engine, set_weights
 from halftone.nn.sites import sites
 from halftone.quant import QuantSpec
 from halftone.quant.weights import weight_affine
@@ -208,6 +209,20 @@ def test_copies_are_equal_and_independent(scheme: Scheme, used: bool, copied: An
     other.refresh()
     assert torch.equal(mine(x), expected)
     assert not torch.equal(other(x), expected)
+
+
+@pytest.mark.skipif(product.why_none() is not None, reason=f"no kernel holds codes alone: {product.why_none()}")
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copying_does_not_make_the_original_hold_its_codes_twice(copied: Any) -> None:
+    mine, x = QuantConv2d(8, 8, 3), torch.randn(2, 8, 7, 9)
+    hold(mine, Scheme(W4, QuantSpec("uint8")))
+    set_weights(mine, "ready")
+    wanted = mine(x)
+    assert mine._moved
+    other = copied(mine)
+    assert mine._moved and mine.weight.untyped_storage().nbytes() == 1
+    assert not other._moved and other.weight.untyped_storage().nbytes() > 1
+    assert torch.equal(other(x), wanted) and torch.equal(mine(x), wanted)
 
 
 def test_new_numbers_take_effect_at_once() -> None:

@@ -144,6 +144,19 @@ def test_whoever_looks_inside_sees_everything(
     assert tapped[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_nothing_is_called_twice_where_the_loops_say_no(
+    make: Callable[..., ResnetBlock2D], inputs: tuple, dtype: torch.dtype
+) -> None:
+    block, seen = make().to(dtype), []
+    x, temb = (each.to(dtype).contiguous() for each in inputs)  # channels first
+    block.time_emb_proj.register_forward_hook(lambda *_: seen.append("time"))
+    with torch.no_grad():
+        found = block(x, temb)
+        assert seen == ["time"]
+        assert torch.allclose(found, own_way(block, x, temb), atol=0.05)
+
+
 def test_float_layers_adapters_and_gradients(make: Callable[..., ResnetBlock2D], inputs: tuple) -> None:
     block = make(skip=("conv2",))
     with torch.no_grad():

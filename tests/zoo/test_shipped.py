@@ -13,12 +13,15 @@ from diffusers import (
 )
 from safetensors import safe_open
 
+import halftone
 from halftone.artifact import load_pipeline
 from halftone.cli import zoo_emoji
 from halftone.evaluate.alignment import alignment
 from halftone.evaluate.picture_features import latent_features
 from halftone.evaluate.sample import sample
+from halftone.nn.layers import quantized_layers
 from halftone.zoo.catalog import CATALOG, entry
+from halftone.zoo.emoji_style_lora import style_share
 
 SHIPPED = [each.name for each in CATALOG if each.installed]
 KNOWN = ("red heart", "hot pepper", "crying cat", "grinning face", "pizza", "rose", "house", "key")
@@ -66,3 +69,24 @@ def test_every_sampler_draws_what_the_prompt_names(pipe: StableDiffusionPipeline
     wanted = [concepts[captions.index(text)] for text in KNOWN]
     found = alignment("own", [latent_features(pipe.vae)(drawn.images)], wanted, features, concepts)
     assert found.top5 >= 0.5
+
+
+def drawn_with(pipe: StableDiffusionPipeline, scale: float) -> torch.Tensor:
+    """Return pictures of the eight concepts with the shipped LoRA at a strength, ``[8, 3, 64, 64]``."""
+    pipe.set_adapters("style", adapter_weights=scale)
+    arguments = {"each": {"prompt": list(KNOWN)}, "guidance_scale": 5.0}
+    return torch.from_numpy(sample(pipe, len(KNOWN), 12, 0, len(KNOWN), **arguments).images)
+
+
+@pytest.mark.skipif(not entry("emoji-style-lora").installed, reason="its weights do not ship")
+@pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:.*an input that calibration did not see")
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "quantized"])
+def test_the_shipped_lora_prints_in_one_ink(quantized: bool) -> None:
+    pipe = load_pipeline(entry("emoji-sd").path, dtype=torch.float32)
+    if quantized:
+        few = ["calibration.samples=16", "calibration.batch=8"]
+        halftone.quantize(pipe, "rtn-w8a8", steps=4, seed=0, budget="demo", overrides=few)
+        assert next(quantized_layers(pipe.unet), None) is not None
+    pipe.load_lora_weights(str(entry("emoji-style-lora").path), adapter_name="style")
+    plain, half, whole = (style_share(drawn_with(pipe, scale)) for scale in (0.0, 0.5, 1.0))
+    assert whole > 0.5 > plain and whole > half > plain

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halftone.cli.models import resolve
 from halftone.foundation.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ _ENDING = ".safetensors"
 
 
 def use_loras(pipe: "DiffusionPipeline", wanted: list[str]) -> None:
-    """Load each adapter of ``wanted`` (``PATH`` or ``PATH=SCALE``) and let all of them act.
+    """Load each adapter of ``wanted`` (``PATH`` or ``PATH=SCALE``, a path or ``zoo:NAME``) and let all of them act.
 
     Raises:
         ConfigError: no such file, or an adapter that was made for another model.
@@ -45,7 +46,7 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 def _file(source: str) -> Path:
     """Return the one file of tensors that ``source`` is, or holds."""
-    path = Path(source)
+    path = Path(resolve(source, "lora"))
     files = sorted(path.glob(f"*{_ENDING}")) if path.is_dir() else [path]
     if len(files) != 1 or not files[0].is_file() or files[0].suffix != _ENDING:
         got = f"{len(files)} of them" if path.is_dir() else f"no {_ENDING} file" if path.exists() else "nothing there"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halftone.cli.options import Json, Model, Weights
+from halftone.cli.options import Dtype, Json, Model, Weights, check_dtype
 from halftone.cli.output import emit, size, table, working
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def command(
         typer.Option("--engine", help="Engine to time: auto (the default), simulate, torch, openvino; repeatable."),
     ] = None,
     weights: Weights = "ready",
+    dtype: Dtype = "float32",
     batch: Annotated[int, typer.Option(min=1, help="Samples in one denoiser call.")] = 1,
     rounds: Annotated[int, typer.Option(min=2, help="Counted calls of each contender.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before, not counted.")] = 3,
@@ -46,7 +47,9 @@ def command(
     Examples:
       halftone bench out --against zoo:fashion-unet
       halftone bench out --against original --engine torch --engine simulate --batch 8 --json
+      halftone bench out --against original --dtype bfloat16
     """
+    check_dtype(dtype)
     with working() as progress:
         from json import dumps
 
@@ -55,27 +58,25 @@ def command(
         from halftone.foundation.files import label, write_atomically
         from halftone.report.card import write_card
 
-        pipe = open_model(model, device=device, weights=weights)
+        pipe = open_model(model, dtype, device, weights)
         if is_quantized(pipe):
             engines = list(dict.fromkeys(engine or ["auto"]))
             runs = {name: (model, name) for name in engines}
         else:
             engines, runs = engine or [], {name: (model, name) for name in _FLOATS}
         for name in engines:  # all of them before any is timed
-            for sentence in use_engine(pipe, name):
+            for sentence in use_engine(pipe, name, batch):
                 progress.say(f"note: {sentence}")
         notes = doubts(model, pipe, against, open_model(against) if against else None)
         for note in notes:
             progress.say(f"warning: {note}")
         baselines = {name: (against, name) for name in _FLOATS} if against else {}
         rows = baselines | {(f"{name} of MODEL" if name in baselines else name): each for name, each in runs.items()}
-        subjects = (
-            {name: Subject(resolve(source), kind, weights) for name, (source, kind) in rows.items()} if memory else {}
-        )
-        contenders = [_contender(name, source, kind, batch, device, weights) for name, (source, kind) in rows.items()]
+        loaded = {name: Subject(resolve(source), kind, weights, dtype) for name, (source, kind) in rows.items()}
+        contenders = [_contender(name, *each, batch, device, weights, dtype) for name, each in rows.items()]
         folders = {name: folder for name, (source, _) in rows.items() if (folder := _denoiser_folder(resolve(source)))}
-        found = bench(contenders, subjects, folders, batch, rounds, warmup, device, seed, progress)
-        found["protocol"]["weights"] = weights
+        found = bench(contenders, loaded if memory else {}, folders, batch, rounds, warmup, device, seed, progress)
+        found["protocol"] |= {"weights": weights, "dtype": dtype}
         record = {"model": label(model), "against": label(against) if against else None, **found, "notes": notes}
         folder = local_artifact(model, pipe) if keep else None
         if folder:
@@ -84,19 +85,17 @@ def command(
     emit(record, json, lambda: _human(model, against, record))
 
 
-def _contender(name: str, source: str, kind: str, batch: int, device: str, weights: str) -> "Contender":
+def _contender(name: str, source: str, kind: str, batch: int, device: str, weights: str, dtype: str) -> "Contender":
     from halftone.evaluate.bench import Contender
 
     def make() -> Callable[[], Any]:
-        import torch
-
         from halftone.cli.models import open_model, use_engine
         from halftone.models.denoiser import denoiser
         from halftone.models.example_inputs import example_inputs
 
-        pipe = open_model(source, getattr(torch, kind) if kind in _FLOATS else None, device, weights)
+        pipe = open_model(source, kind if kind in _FLOATS else dtype, device, weights)
         if kind not in _FLOATS:
-            use_engine(pipe, kind)
+            use_engine(pipe, kind, batch)
         module = denoiser(pipe).eval()
         args, kwargs = example_inputs(module, batch)
         return lambda: module(*args, **kwargs)
@@ -117,7 +116,7 @@ def _human(model: str, against: str | None, found: dict[str, Any]) -> str:
     lines = [
         f"{model}" + (f" against {against}" if against else ""),
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; "
-        f"batch {how['batch']}, {how['rounds']} rounds on {how['device']}, weights {how['weights']}",
+        f"batch {how['batch']}, {how['rounds']} rounds on {how['device']}, weights {how['weights']}, {how['dtype']} between layers",
     ]
     headings = ["contender", "ms a call", "10 % to 90 %", "peak memory", "disk", *(f"against {b}" for b in _FLOATS)]
     rows = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halftone.cli.options import (
+    Dtype,
     Engine,
     Guidance,
     Json,
@@ -17,6 +18,7 @@ from halftone.cli.options import (
     Seed,
     Steps,
     Weights,
+    check_dtype,
     read_prompts,
 )
 from halftone.cli.output import emit, working
@@ -44,7 +46,8 @@ def command(
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATH[=SCALE]", help="LoRA adapter, a file or a folder; repeatable. Quantized layers take them too."
+            metavar="PATH[=SCALE]",
+            help="LoRA adapter, a file, a folder or zoo:NAME; repeatable. Quantized layers take them too.",
         ),
     ] = None,
     steps: Steps = 50,
@@ -52,6 +55,7 @@ def command(
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time; does not change them.")] = 16,
     engine: Engine = None,
     weights: Weights = "ready",
+    dtype: Dtype = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Overwrite = False,
     json: Json = False,
@@ -65,6 +69,7 @@ def command(
       halftone generate out -n 16 --seed 7 -o quantized.png
       halftone generate zoo:fashion-unet -n 16 --seed 7 -o float.png
       halftone generate my-model --prompt "a lighthouse at dusk" --engine simulate -o lighthouse.png
+      halftone generate zoo:emoji-sd --prompt "red heart" --guidance 5 --lora zoo:emoji-style-lora -o printed.png
       halftone generate out --prompts captions.txt --guidance 5 --negative blurry --lora style.safetensors=0.8 -o styled.png
     """
     if output.suffix.lower() != ".png":
@@ -72,21 +77,23 @@ def command(
     check_output_file(output, overwrite)
     if prompt and prompts:
         raise ConfigError("--prompt", "one of --prompt and --prompts", "both")
+    check_dtype(dtype)
     texts = [prompt] if prompt else read_prompts(prompts) if prompts else None
     with working() as progress:
         import io
 
+        from halftone.cli import models
         from halftone.cli.adapters import use_loras
-        from halftone.cli.models import conditions, cut_off, open_to_sample, options, unlike_calibration, use_engine
         from halftone.evaluate.sample import sample
         from halftone.foundation.files import write_atomically
 
-        pipe = open_to_sample(model, device, weights)
-        notes = use_engine(pipe, engine)
-        each = conditions(pipe, count, texts, label)
-        for sentence in notes + cut_off(pipe, texts, negative) + unlike_calibration(pipe, steps, guidance):
+        pipe = models.open_to_sample(model, device, weights, dtype)
+        notes = models.use_engine(pipe, engine, models.rows_of(pipe, min(batch, count), guidance))
+        each = models.conditions(pipe, count, texts, label)
+        notes += models.cut_off(pipe, texts, negative) + models.unlike_calibration(pipe, steps, guidance)
+        for sentence in notes:
             progress.say(f"note: {sentence}")
-        call = options(pipe, negative_prompt=negative, guidance_scale=guidance)
+        call = models.options(pipe, negative_prompt=negative, guidance_scale=guidance)
         use_loras(pipe, lora or [])
         drawn = sample(pipe, count, steps, seed, batch, progress, each, **call)
         picture = grid(drawn.images, [str(text) for text in each.get("prompt", [])])

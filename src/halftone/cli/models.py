@@ -8,7 +8,6 @@ from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import label
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import DiffusionPipeline
 
     from halftone.artifact.schema import Description
@@ -18,23 +17,21 @@ _PICTURES = ("image", "control_image", "mask_image")
 _WITHOUT = {"FluxKontextPipeline"}  # makes pictures of prompts alone, too
 
 
-def resolve(source: str) -> str:
-    """Return the folder or hub id that ``source`` stands for.
+def resolve(source: str, kind: str = "pipeline") -> str:
+    """Return the folder or hub id that ``source`` stands for; ``zoo:NAME`` must be of ``kind``.
 
     Raises:
-        ConfigError: an unknown zoo model, or one without weights.
+        ConfigError: an unknown zoo model, one of another kind, or one without weights.
     """
     if not source.startswith(_ZOO):
         return source
     from halftone.zoo.catalog import folder
 
-    return str(folder(source.removeprefix(_ZOO)))
+    return str(folder(source.removeprefix(_ZOO), kind))
 
 
-def open_model(
-    source: str, dtype: "torch.dtype | None" = None, device: str = "cpu", weights: str = "ready"
-) -> "DiffusionPipeline":
-    """Return the pipeline at ``source`` (folder, hub id or zoo:NAME), in float32 unless another ``dtype`` is given.
+def open_model(source: str, dtype: str = "float32", device: str = "cpu", weights: str = "ready") -> "DiffusionPipeline":
+    """Return the pipeline at ``source`` (folder, hub id or zoo:NAME), in ``dtype``, by name.
 
     Raises:
         ConfigError, ArtifactError: see :func:`halftone.artifact.load_pipeline`, as for ``weights``; or ``device`` is not there.
@@ -49,20 +46,20 @@ def open_model(
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        pipe = load_pipeline(located, weights=weights, dtype=dtype or torch.float32)
+        pipe = load_pipeline(located, weights=weights, dtype=getattr(torch, dtype))
     finally:
         if shown:
             logging.enable_progress_bar()
     return pipe if device == "cpu" else pipe.to(device)
 
 
-def open_to_sample(source: str, device: str, weights: str) -> "DiffusionPipeline":
+def open_to_sample(source: str, device: str, weights: str, dtype: str = "float32") -> "DiffusionPipeline":
     """Return the pipeline at ``source``, of which pictures will be drawn from prompts or labels alone.
 
     Raises:
         ConfigError, ArtifactError: as ``open_model``; or it needs pictures to start from.
     """
-    pipe = open_model(source, device=device, weights=weights)
+    pipe = open_model(source, dtype, device, weights)
     refuse_pictures(pipe, source, "In Python, after `import halftone`: pipe(PROMPT, image=...).")
     return pipe
 
@@ -85,8 +82,11 @@ def is_quantized(pipe: "DiffusionPipeline") -> bool:
     return next(quantized_layers(denoiser(pipe)), None) is not None
 
 
-def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> list[str]:
+def use_engine(pipe: "DiffusionPipeline", engine: str | None, rows: int = 1) -> list[str]:
     """Let all that is quantized run on ``engine``; None leaves the choice to each layer.
+
+    Args:
+        rows: of a denoiser call to come, by which ``auto`` measures.
 
     An engine that takes whole networks gets those that are called at every step; in the others each layer chooses. Where
     this machine has such an engine, ``auto`` measures it against the layers' own kernels.
@@ -118,7 +118,7 @@ def use_engine(pipe: "DiffusionPipeline", engine: str | None) -> list[str]:
     notes: list[str] = []
     network = denoiser(pipe)
     if engine == AUTO and next(quantized_layers(network), None) is not None:
-        measured = fastest(network, lambda: example_inputs(network, 1))
+        measured = fastest(network, lambda: example_inputs(network, rows))
         engine, notes = (measured.engine, [measured.sentence]) if measured else (engine, [])
     stepping = [network, *other_denoisers(pipe).values()]
     for part in parts:
@@ -235,6 +235,13 @@ def doubts(model: str, pipe: "DiffusionPipeline", against: str | None, other: "D
     if source is None or source == source_fingerprint(denoiser(other)):
         return []
     return [f"{label(against)} is not the float model that {label(model)} was made from: its weights differ"]
+
+
+def rows_of(pipe: "DiffusionPipeline", pictures: int, guidance: float | None) -> int:
+    """Return how many rows a denoiser call has for so many pictures: guidance doubles them."""
+    own = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
+    scale = own.default if own is not None and guidance is None else guidance
+    return pictures * (1 + (own is not None and takes(pipe, "prompt") and scale is not None and scale > 1))
 
 
 def unlike_calibration(pipe: "DiffusionPipeline", steps: int, guidance: float | None = None) -> list[str]:

@@ -25,6 +25,14 @@ Weights = Annotated[
         help="How layers keep their codes while they run: ready (a byte each), or packed (4-bit codes in half a byte, slower)."
     ),
 ]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="Of what stays float, and of what passes between layers: float32, bfloat16 (faster and smaller where the CPU has it) "
+        "or float16.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]
 Prompts = Annotated[
     Path | None,
@@ -55,6 +63,7 @@ KeepAs = Annotated[
 # Bounds that no list of prompts comes near, and a file of something else does.
 _LARGEST_FILE, _LONGEST_PROMPT = 64 * 10**6, 10_000
 _KEPT = ("float32", "bfloat16")
+_DTYPES = ("float32", "bfloat16", "float16")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?B)?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -75,6 +84,13 @@ def byte_count(text: str) -> int:
     if count < 1:
         raise ConfigError("--memory", "a size such as 2GB or 512MiB", f"'{text}'")
     return count
+
+
+def check_dtype(dtype: str) -> str:
+    """Return ``dtype``, or raise a ConfigError where models are not loaded in it."""
+    if dtype not in _DTYPES:
+        raise ConfigError("--dtype", ", ".join(_DTYPES), f"'{dtype}'", suggest(dtype, _DTYPES))
+    return dtype
 
 
 def check_kept(dtype: str) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from halftone.cli.options import (
     Assignments,
+    Guidance,
     Json,
     KeepAs,
     Model,
@@ -50,6 +51,7 @@ def command(
         typer.Option(metavar="NAME=RECIPE", help="Another part of the pipeline and its recipe: --also vae=rtn-w8a8."),
     ] = None,
     prompts: Prompts = None,
+    guidance: Guidance = None,
     steps: Steps = 50,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -74,7 +76,7 @@ def command(
     Examples:
       halftone quantize zoo:fashion-unet --recipe q-diffusion-w4a8 --budget demo -o out
       halftone quantize my-model --recipe gptq-w4a32 --prompts captions.txt --steps 25 -o out --memory 4GB
-      halftone quantize my-model --recipe q-diffusion-w4a8 --also vae=rtn-w8a8 --prompts captions.txt -o out
+      halftone quantize my-model --recipe q-diffusion-w4a8 --also vae=rtn-w8a8 --prompts captions.txt --guidance 5 -o out
       halftone quantize my-model --recipe mine.yaml --set calibration.samples=256 -o out --resume
     """
     from halftone.artifact.pipeline import check_place
@@ -89,12 +91,13 @@ def command(
         if done is None:
             check_place(output, overwrite)
             lines = read_prompts(prompts) if prompts else None
-            _check_request(recipe, budget, assignments, roles, work, resume)
+            given = _guided(recipe, budget, list(assignments or []), guidance)
+            _check_request(recipe, budget, given, roles, work, resume)
             others = _others(also or [], budget)
             try:
                 done = _quantize(
-                    model, recipe, others, output, work, device, lines, progress, overwrite, base_model,
-                    steps=steps, seed=seed, budget=budget, overrides=assignments or [],
+                    model, recipe, others, output, work, device, lines, guidance, progress, overwrite, base_model,
+                    steps=steps, seed=seed, budget=budget, overrides=given,
                     memory=bound, keep=kept, roles=roles, resume=resume,
                 )  # fmt: skip
             except Exception as error:
@@ -104,15 +107,27 @@ def command(
 
 
 def _check_request(
-    recipe: str, budget: str, assignments: list[str] | None, roles: Path | None, work: Path, resume: bool
+    recipe: str, budget: str, assignments: list[str], roles: Path | None, work: Path, resume: bool
 ) -> None:
     """Refuse what can be refused before a model is loaded."""
     from halftone.recipes import load
 
-    load(recipe, budget, list(assignments or []))
+    load(recipe, budget, assignments)
     check_table(roles)
     if (work / "claim.json").exists() and not resume:
         raise ConfigError(str(work), "no unfinished work", "some", "Go on with --resume, or delete the folder.")
+
+
+def _guided(recipe: str, budget: str, assignments: list[str], guidance: float | None) -> list[str]:
+    """Return the assignments with one more where the calibration's guidance is named."""
+    if guidance is None:
+        return assignments
+    from json import dumps
+
+    from halftone.recipes import load
+
+    arguments = load(recipe, budget, assignments).calibration.arguments | {"guidance_scale": guidance}
+    return [*assignments, f"calibration.arguments={dumps(arguments)}"]
 
 
 def _others(also: list[str], budget: str) -> dict[str, str]:
@@ -137,6 +152,7 @@ def _quantize(
     work: Path,
     device: str,
     prompts: list[str] | None,
+    guidance: float | None,
     progress: "Progress",
     overwrite: bool,
     base_model: str | None,
@@ -149,7 +165,7 @@ def _quantize(
 
     from halftone.api import quantize
     from halftone.artifact import save_pipeline
-    from halftone.cli.models import open_model, refuse_pictures
+    from halftone.cli.models import open_model, options, refuse_pictures
     from halftone.cli.recipes import resolved
     from halftone.foundation.files import label, text_digest, write_atomically
     from halftone.models.component import component
@@ -159,6 +175,7 @@ def _quantize(
     how["keep"] = getattr(torch, how["keep"])
     pipe = open_model(model, device=device)
     refuse_pictures(pipe, model, _IN_PYTHON)
+    options(pipe, guidance_scale=guidance)
     for name in others:
         if component(pipe, name) == component(pipe):
             raise ConfigError(
@@ -175,7 +192,8 @@ def _quantize(
         # After the denoiser, so that it is calibrated on what the quantized one makes.
         progress.say(f"quantizing {name} with {its}, budget {how['budget']}")
         place = work / "also" / name
-        changed: dict[str, Any] = {"overrides": [], "roles": None, "resume": how["resume"] and place.exists()}
+        given = _guided(its, how["budget"], [], guidance)
+        changed: dict[str, Any] = {"overrides": given, "roles": None, "resume": how["resume"] and place.exists()}
         done = quantize(pipe, its, each=each, component=name, work=place, progress=progress, **{**how, **changed})
         times["seconds"] |= {f"{name}: {step}": spent for step, spent in done.report["seconds"].items()}
         report.setdefault("also", {})[name] = {key: value for key, value in done.report.items() if key != "seconds"}

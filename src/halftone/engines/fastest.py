@@ -80,25 +80,27 @@ def _measure(network: nn.Module, candidates: list[str], call: Callable[[], Any])
     seconds: dict[str, list[float]] = {}
     refused: dict[str, str] = {}
     runs: dict[str, AbstractSession | None] = {}
-    with torch.inference_mode():
-        for engine in candidates:
-            set_engine(network, engine)
-            try:
-                call()
-            except KernelError as error:
-                refused[engine] = str(error)
-                continue
-            seconds[engine] = []
-            runs[engine] = session(network)
-        for number in range(1 + _ROUNDS):
-            for engine, times in seconds.items():
-                give(network, engine, runs[engine])  # what it has compiled stays
-                began = time.perf_counter()
-                call()
-                # In the first round layers prepare again what another engine's turn has thrown away.
-                if number:
-                    times.append(time.perf_counter() - began)
-    set_engine(network, AUTO)
+    try:
+        with torch.inference_mode():
+            for engine in candidates:
+                set_engine(network, engine)
+                try:
+                    call()
+                except KernelError as error:
+                    refused[engine] = str(error)
+                    continue
+                seconds[engine] = []
+                runs[engine] = session(network)
+            for number in range(1 + _ROUNDS):
+                for engine, times in seconds.items():
+                    give(network, engine, runs[engine])  # what it has compiled stays
+                    began = time.perf_counter()
+                    call()
+                    # In the first round layers prepare again what another engine's turn has thrown away.
+                    if number:
+                        times.append(time.perf_counter() - began)
+    finally:
+        set_engine(network, AUTO)
     medians = {engine: statistics.median(times) for engine, times in seconds.items()}
     return Measured(min(medians, key=lambda engine: medians[engine]), medians, refused)
 

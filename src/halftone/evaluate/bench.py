@@ -77,11 +77,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to load in a process of its own: ``engine`` is a baseline's name (a dtype) or an engine's."""
+    """A model to load in a process of its own: ``engine`` is a baseline's name (a dtype), or an engine's, run in ``dtype``."""
 
     folder: str
     engine: str
     weights: str = "ready"
+    dtype: str = "float32"
 
 
 def latency(
@@ -163,6 +164,8 @@ def peak_memory(subject: Subject, batch: int, device: str = "cpu", timeout: floa
     command += [
         "--weights",
         subject.weights,
+        "--dtype",
+        subject.dtype,
         "--batch",
         str(batch),
         "--device",

@@ -23,14 +23,16 @@ _CALLS = 3
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def measure(folder: str, engine: str, batch: int, device: str, weights: str = "ready") -> dict[str, int | None]:
+def measure(
+    folder: str, engine: str, batch: int, device: str, weights: str = "ready", dtype: str = "float32"
+) -> dict[str, int | None]:
     """Load, call, and return ``peak`` and ``libraries`` in bytes, and ``device`` (None on a CPU)."""
     _import_classes(Path(folder))
     libraries = psutil.Process().memory_info().rss
     _forget_peak()
     if engine not in _DTYPES:
         require(engine, weight_only=True)
-    pipe = load_pipeline(folder, weights=weights, dtype=_DTYPES.get(engine, torch.float32)).to(device)
+    pipe = load_pipeline(folder, weights=weights, dtype=_DTYPES.get(engine, getattr(torch, dtype))).to(device)
     model = denoiser(pipe)
     if engine not in _DTYPES:
         set_engine(model, engine)
@@ -80,6 +82,7 @@ def main() -> int:
     parser.add_argument("folder")
     parser.add_argument("engine")
     parser.add_argument("--weights", default="ready")
+    parser.add_argument("--dtype", default="float32", help="of what stays float, where ENGINE is none of the two")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
@@ -87,7 +90,8 @@ def main() -> int:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     try:
-        print(json.dumps(measure(chosen.folder, chosen.engine, chosen.batch, chosen.device, chosen.weights)))
+        how = chosen.batch, chosen.device, chosen.weights, chosen.dtype
+        print(json.dumps(measure(chosen.folder, chosen.engine, *how)))
     except HalftoneError as error:
         print(error, file=sys.stderr)
         return 2

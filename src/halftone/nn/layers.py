@@ -252,7 +252,25 @@ class QuantizedLayer(SiteOwner):
             return self._calibrating(x)
         if self.scheme is None:
             return super().forward(x)
+        if self._visits():
+            return self._for_once(x)
         return self.prepared()(x)
+
+    def _visits(self) -> bool:
+        """Return whether accelerate brings the layer's numbers to the device for each call alone, and takes them away again."""
+        hook = getattr(self, "_hf_hook", None)
+        return hook is not None and any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
+
+    def _for_once(self, x: torch.Tensor) -> torch.Tensor:
+        """Run and forget what was prepared: kept, it would fill the device that offloading is to spare."""
+        with _CHANGING:
+            if self._moved and self.weight.untyped_storage().nbytes() >= self.weight.nbytes:  # codes have been brought
+                self._prepared, self._moved = None, False
+        try:
+            return self.prepared()(x)
+        finally:
+            if not self._moved:
+                self._prepared = None
 
     def prepared(self) -> Prepared:
         """Return the chosen kernel's call for this layer."""
@@ -273,7 +291,8 @@ class QuantizedLayer(SiteOwner):
             if self.engine == AUTO and self._choice.kernel.arithmetic == "simulated":
                 tell_simulated(operands.codes.device.type)
             self._prepared = self._choice.kernel.prepare(operation, operands)
-            self._move()
+            if not self._visits():
+                self._move()
 
     def prepared_for_codes(self) -> TakesCodes | None:
         """Return the call if it is all that the layer does with its input now, and takes codes; None otherwise."""
@@ -294,20 +313,25 @@ class QuantizedLayer(SiteOwner):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         """Move, but never cast, the numbers of a quantized layer: ``.to(bfloat16)`` must not round scales or kept tokens."""
-        self._bring_back()
-        exact = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float32}
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype != before.dtype:
-                self._buffers[name] = before.to(moved.device)
-        self.refresh()
+        with _CHANGING:
+            self._bring_back()
+            exact = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float32}
+            super()._apply(fn, recurse)
+            for name, before in exact.items():
+                moved = self._buffers[name]
+                if moved is not None and moved.dtype != before.dtype:
+                    self._buffers[name] = before.to(moved.device)
+            self.refresh()
         return self
 
     def __getstate__(self) -> dict:
-        self._bring_back()
         # Prepared calls hold opaque packed weights that neither pickle nor copy; they are made again on demand.
-        return {**self.__dict__, "_prepared": None, "_choice": None}
+        with _CHANGING:
+            state = {**self.__dict__, "_prepared": None, "_choice": None, "_moved": False}
+            if self._moved:  # the copy gets codes; this layer's stay where they are
+                weight = nn.Parameter(self._packed(), requires_grad=False)
+                state["_parameters"] = {**self._parameters, "weight": weight}
+        return state
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc] # each base types its own weight

@@ -37,9 +37,12 @@ class QuantizedResnetBlock2D(ResnetBlock2D):
         if temb is not None and self._shift_first():
             shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
         hidden = _normalised(self.norm1, self.nonlinearity, self.conv1, input_tensor, shift=shift)
-        if hidden is None:
+        if hidden is None and shift is None:
             return super().forward(input_tensor, temb)
-        if temb is not None and shift is None:
+        if hidden is None:  # what is called once already is not called again
+            assert shift is not None
+            hidden = self.conv1(self.nonlinearity(self.norm1(input_tensor))) + shift[:, :, None, None]
+        elif temb is not None and shift is None:
             shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
             # In place: the convolution has just made it.
             hidden = hidden.add_(shift[:, :, None, None])

@@ -43,7 +43,7 @@ class Entry:
         return (self.path / _INDEX).is_file() if self.kind == "pipeline" else any(self.path.glob("*.safetensors"))
 
 
-_WORDS = {"features": "a feature network", "lora": "a LoRA", "controlnet": "a ControlNet"}
+_WORDS = {"pipeline": "a pipeline", "features": "a feature network", "lora": "a LoRA", "controlnet": "a ControlNet"}
 _EMOJI = "Noto emoji (Apache-2.0) with CLDR names and keywords (Unicode License V3)"
 _FASHION = "Fashion-MNIST (MIT, Zalando SE)"
 
@@ -109,16 +109,16 @@ def entry(name: str) -> Entry:
     raise ConfigError(f"zoo:{name}", "a model of the zoo", f"'{name}'", suggest(name, names()))
 
 
-def folder(name: str) -> Path:
-    """Return the pipeline folder of the model called ``name``.
+def folder(name: str, kind: str = "pipeline") -> Path:
+    """Return the folder of the model called ``name``, which is of ``kind``.
 
     Raises:
-        ConfigError: there is no such model, it is not a pipeline, or its weights are not there.
+        ConfigError: there is no such model, it is of another kind, or its weights are not there.
     """
     found = entry(name)
-    if found.kind != "pipeline":
-        pipelines = ", ".join(each.name for each in CATALOG if each.kind == "pipeline")
-        raise ConfigError(f"zoo:{name}", f"a pipeline ({pipelines})", _WORDS[found.kind])
+    if found.kind != kind:
+        those = ", ".join(each.name for each in CATALOG if each.kind == kind)
+        raise ConfigError(f"zoo:{name}", f"{_WORDS[kind]} ({those})", _WORDS[found.kind])
     if not found.installed:
         where = shlex.quote(str(found.path))
         fix = f"Train it: halftone zoo train {name} --data {found.source} -o {where}"

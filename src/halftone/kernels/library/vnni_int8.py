@@ -105,8 +105,9 @@ def _shape_refusal(operation: Operation, operands: Operands) -> str | None:
 
 @cache
 def _has_amx() -> bool:
+    """Whether oneDNN may use AMX here, with which it is the faster one."""
     ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(ask and ask())
+    return bool(ask and ask()) and product.mask_allows_amx()
 
 
 def _margins(operation: Operation) -> tuple[int, int, int, int]:

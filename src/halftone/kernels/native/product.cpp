@@ -9,10 +9,15 @@
 // Sums are exact in int32. What follows is the definition's: two roundings for (sum - offset) * scale and + bias, one for each
 // further sum.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "arithmetic.h"
 
@@ -31,6 +36,7 @@ constexpr int64_t kPanel = 64;  // outputs
 constexpr int64_t kStep = 4;    // terms that one instruction adds up
 constexpr int64_t kSlab = 512;  // steps: 128 KiB of int8
 constexpr int64_t kRows = 252;  // rows that share a slab: their sums take 63 KiB
+constexpr int64_t kFewest = 16;  // rows that are worth a slab
 constexpr int kBlock = 6;       // rows at a time: 24 registers of sums
 
 struct Weight {
@@ -223,8 +229,14 @@ void finish_gated(const Weight& w, const Finish& f, const int32_t* hidden, const
 }
 
 void product(const Weight& w, const Finish& f, const uint8_t* codes, const int32_t* table, int64_t rows) {
-    const int64_t panels = (w.outputs + kPanel - 1) / kPanel, half = panels / 2, chunks = (rows + kRows - 1) / kRows;
-    const int64_t items = (f.gated ? half : panels) * chunks;
+    const int64_t panels = (w.outputs + kPanel - 1) / kPanel, half = panels / 2, wide = f.gated ? half : panels;
+    int64_t chunks = (rows + kRows - 1) / kRows;
+#ifdef _OPENMP
+    // Two items for every thread where the rows suffice: few outputs or rows are not to leave threads idle.
+    const int64_t wanted = (2 * omp_get_max_threads() + wide - 1) / wide, most = (rows + kFewest - 1) / kFewest;
+    chunks = std::max(chunks, std::min(wanted, most));
+#endif
+    const int64_t items = wide * chunks;
 #pragma omp parallel if (items > 1)
     {
         // Not vectors: those would write zeros first.

@@ -52,6 +52,12 @@ def why_none() -> str | None:
     return None if mask in _ALLOWED or "AMX" in mask or "FP16" in mask else f"{_ISA}={mask} leaves AVX512-VNNI out"
 
 
+def mask_allows_amx() -> bool:
+    """Return whether the user leaves oneDNN its matrix extensions, where the processor has them."""
+    mask = os.environ.get(_ISA, "").upper()
+    return mask in ("", "ALL", "DEFAULT") or "AMX" in mask
+
+
 @cache
 def _functions() -> tuple[Any, Any, Any]:
     library = load()
