@@ -19,7 +19,12 @@ def _parser() -> argparse.ArgumentParser:
         help="only contenders whose names match one of these, with commas between them; in latency rows "
         "torch-bf16 and openvino-int8 take part in any case",
     )
-    run.add_argument("--rounds", type=int, default=9, help="turns of each contender in a latency row")
+    run.add_argument(
+        "--rounds",
+        type=int,
+        default=9,
+        help="turns of each contender in a latency row that is measured; those that are there stay, whatever theirs",
+    )
     run.add_argument(
         "--memory", type=float, default=12.0, help="GiB that the processes of one group may take; default: %(default)s"
     )

@@ -38,6 +38,7 @@ def page(sections: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines += _whole(sections.get("whole", {}))
     blocks = sections.get("blocks", {})
     lines += _blocks(blocks)
+    lines += _bounded(sections.get("bounded", {}))
     lines += _elsewhere(sections.get("arithmetic", {}), blocks)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -128,6 +129,34 @@ def _blocks(rows: dict[str, dict[str, Any]]) -> list[str]:
             f"about **{days:.0f} days** for all. Timed at batches {few_many}. {_where(row)}.",
             "",
             *table(head, body),
+        ]
+    return lines
+
+
+def _bounded(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what bounded memory came to, whether the time foretold was the time taken, and what a kill cost."""
+    lines = []
+    for row in rows.values():
+        given, found = row["protocol"], row["metrics"]
+        whole, killed, resumed, learned = (
+            f"{seconds / 60:.1f}"
+            for seconds in (
+                *(found["command_seconds"][key] for key in ("whole", "killed", "resumed")),
+                found["seconds"],
+            )
+        )
+        peak, disk = f"{found['peak'] / 1e9:.1f} GB", f"{found['spilled'] / 1e9:.2f} GB"
+        told = ", ".join(f"{100 * float(share):.0f} %: {value:.2f}" for share, value in found["promised"].items())
+        same = "the same bytes" if found["same_bytes"] else "**other bytes**"
+        lines += [
+            "## Within a bound, killed and resumed",
+            "",
+            f"Block reconstruction alone (`benchmarks/quantizing/{given['recipe']}`: a few iterations on a few samples) with "
+            f"`--memory {given['memory']} --keep-as {given['keep']}`: {found['blocks']} blocks in {learned} minutes. The whole "
+            f"process peaked at {peak} and had up to {disk} on disk, finished blocks included. The time foretold over the time it "
+            f"took, at shares of that time: {told}. Killed after {found['killed_at']} blocks ({killed} minutes) and resumed, it "
+            f"took {resumed} minutes more and gave {same}; without the kill the command takes {whole}. {_where(row)}.",
+            "",
         ]
     return lines
 

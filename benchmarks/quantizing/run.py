@@ -12,6 +12,7 @@ from benchmarks.cpu_unet.settings import Settings as Sizes
 from benchmarks.cpu_unet.workshop import Workshop
 from benchmarks.quantizing.arithmetic import counted
 from benchmarks.quantizing.blocks import timed
+from benchmarks.quantizing.bounded import Bounded, bounded
 from benchmarks.quantizing.settings import Settings
 from benchmarks.quantizing.whole import watched
 from benchmarks.records import circumstances, readable, recipe_digest, there
@@ -69,7 +70,17 @@ def _rows(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[str,
         protocol = {"recipe": settings.recipe, "pixels": pixels, **_recipe(settings.recipe, "paper")}
         yield f"arithmetic/{settings.recipe}", protocol, lambda model, work: counted(settings.recipe, model, pixels)
 
+    if "bounded" in settings.sections:
+        slow = settings.bounded
+        name = f"bounded/{Path(slow.recipe).stem}"
+        yield name, asdict(slow) | _of_file(slow), lambda model, work: bounded(slow, model, work)
+
 
 def _recipe(name: str, budget: str) -> dict[str, str]:
     """Return a digest of what the recipe does with a large denoiser: rows of another one are measured again."""
     return {"recipe_sha256": recipe_digest(load(name, budget, [], SD15_PARAMETERS))}
+
+
+def _of_file(given: Bounded) -> dict[str, str]:
+    recipe = Path(__file__).parent / given.recipe
+    return {"recipe_sha256": recipe_digest(load(str(recipe), "paper", [], SD15_PARAMETERS))}

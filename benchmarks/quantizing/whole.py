@@ -17,7 +17,7 @@ from halftone.evaluate.bench import disk_bytes
 from halftone.foundation.errors import ConfigError
 
 _EVERY = 0.5  # seconds between two looks at the memory
-_PROMPTS = Path(__file__).parent / "prompts.txt"
+PROMPTS = Path(__file__).parent / "prompts.txt"
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def watched(command: Command, model: Path, place: Path, say: Callable[[str], Non
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     out = place / "out"
-    given = ["quantize", str(model), *command.options, "--prompts", str(_PROMPTS), "-o", str(out), "--json"]
+    given = ["quantize", str(model), *command.options, "--prompts", str(PROMPTS), "-o", str(out), "--json"]
     began = time.monotonic()
-    process = subprocess.Popen([*program, *given], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_environment())
-    peak = _Peak(process.pid)
+    process = subprocess.Popen([*program, *given], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+    peak = Peak(process.pid)
     answer, _ = process.communicate()
     seconds = time.monotonic() - began
     if process.returncode:
@@ -74,7 +74,7 @@ def watched(command: Command, model: Path, place: Path, say: Callable[[str], Non
     return found
 
 
-class _Peak:
+class Peak:
     """The most memory that a process held, asked again and again: the system forgets it when the process ends."""
 
     def __init__(self, pid: int) -> None:
@@ -100,11 +100,12 @@ class _Peak:
 
 def _checked(command: list[str], say: Callable[[str], None]) -> str:
     say(" ".join(command[2:]))
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_environment())
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
     if done.returncode:
         raise ConfigError(" ".join(command[2:]), "the exit status 0", f"{done.returncode}: {done.stderr.strip()}")
     return done.stdout
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return what a process of this repository's code is started with."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.cpu_unet import prepare, workshop
 from benchmarks.quantizing.__main__ import main
 from benchmarks.quantizing.blocks import Given
+from benchmarks.quantizing.bounded import Bounded, Told
 from benchmarks.quantizing.render import PAGE, page, render
 from benchmarks.quantizing.run import run
 from benchmarks.quantizing.settings import DOCS, RESULTS, SECTIONS, Settings
@@ -29,7 +30,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     place = tmp_path_factory.mktemp("study")
     given = Settings(
         commands=(Command(recipe="rtn-w4a8", budget="demo", steps=2, memory="1GB"),), given=Given((1, 3), 128),
-        results=place / "results", cache=place / "cache", sd15=tuple(SMALL.items()),
+        bounded=Bounded(memory="100KB", steps=2), results=place / "results", cache=place / "cache", sd15=tuple(SMALL.items()),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workshop, "prepared", lambda python, spec, log, threads: prepare.make(spec))
@@ -63,7 +64,28 @@ def test_rows_that_are_there_are_not_measured_again(settings: Settings) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workshop, "prepared", lambda *_: pytest.fail("the model is there"))
         assert run(settings, said.append) == []
-    assert [line.endswith("there already") for line in said] == [True, True, True]
+    assert [line.endswith("there already") for line in said] == [True, True, True, True]
+
+
+def test_bounded_reconstruction_is_killed_and_resumed(settings: Settings) -> None:
+    found = json.loads((settings.results / "bounded" / "reconstruction.json").read_text(encoding="utf-8"))["metrics"]
+    assert found["same_bytes"] and found["blocks"] >= found["killed_at"] > 0
+    assert found["peak"] > 100e6 and found["spilled"] > 100e3
+    assert set(found["command_seconds"]) == {"whole", "killed", "resumed"}
+
+
+def test_promises_are_read_from_what_the_command_says() -> None:
+    told = Told()
+    for line in (
+        "reconstructing 0/4 blocks, 0:00 elapsed, ETA unknown",
+        "recording calls 3/9 samples, 0:01 elapsed, 0:02 left",
+        "reconstructing 1/4 blocks, 0:20 elapsed, 1:00 left | conv_in 3/4 iterations, 0:01 elapsed, 0:01 left",
+        "reconstructing 2/4 blocks, 0:40 elapsed, 0:40 left, conv_in: error 0.5 of before",
+        "reconstructing 4/4 blocks, 1:40 elapsed, done",
+    ):
+        told.hear(line)
+    assert told.share == 1.0
+    assert told.promises() == {"0.1": 0.8, "0.25": 0.8}
 
 
 def test_arithmetic_is_that_of_the_paper(settings: Settings) -> None:
