@@ -18,6 +18,7 @@ from halftone.foundation.errors import ConfigError
 
 _TASK = "reconstructing"
 _LINE = re.compile(_TASK + r" (\d+)/(\d+) blocks, ([\d:]+) elapsed, (?:([\d:]+) left|(done)|ETA unknown)")
+_EVERY = 0.2  # seconds between two looks at the disk
 _SHARES = (0.1, 0.25, 0.5, 0.75)
 
 
@@ -95,16 +96,14 @@ def bounded(given: Bounded, model: Path, place: Path) -> dict[str, Any]:
     whole = _run(given, model, place / "whole")
     first = _run(given, model, place / "resumed", kill_at=0.5)
     second = _run(given, model, place / "resumed", resume=True)
-    same = all(
-        (place / "resumed/unet" / file.name).read_bytes() == file.read_bytes()
-        for file in (place / "whole/unet").glob("*.safetensors")
-    )
+    files = sorted((place / "whole/unet").glob("*.safetensors"))
+    same = bool(files) and all((place / "resumed/unet" / each.name).read_bytes() == each.read_bytes() for each in files)
     found = {
         "blocks": whole["told"].lines[-1][1],
         "seconds": round(whole["told"].lines[-1][2]),
         "promised": whole["told"].promises(),
         "peak": whole["peak"],
-        "spilled": whole["spilled"],
+        "disk": whole["disk"],
         "killed_at": first["told"].lines[-1][0],
         "command_seconds": {"whole": whole["seconds"], "killed": first["seconds"], "resumed": second["seconds"]},
         "same_bytes": same,
@@ -125,9 +124,10 @@ def _run(given: Bounded, model: Path, out: Path, kill_at: float | None = None, r
         last = _heard(process.stderr, told, lambda: kill_at is not None and told.share >= kill_at, process)
         code = process.wait()
     seconds = time.monotonic() - began
-    found = {"told": told, "seconds": round(seconds, 1), "peak": peak.stop(), "spilled": disk.stop()}
-    if code not in ((0,) if kill_at is None else (0, -signal.SIGKILL)):
-        raise ConfigError("halftone " + " ".join(words), "the exit status 0", f"{code}: {last}")
+    found = {"told": told, "seconds": round(seconds, 1), "peak": peak.stop(), "disk": disk.stop()}
+    wanted = 0 if kill_at is None else -signal.SIGKILL
+    if code != wanted or not told.lines:
+        raise ConfigError("halftone " + " ".join(words), f"the exit status {wanted}", f"{code}: {last}")
     return found
 
 
@@ -143,7 +143,7 @@ def _heard(stream: IO[str], told: Told, enough: Any, process: "subprocess.Popen[
 
 
 class _Disk:
-    """The most bytes that a folder held beside what it keeps to resume: the spilled activations."""
+    """The most bytes that a folder of unfinished work held: spilled activations, the calibration's samples, finished blocks."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.most, self._ended = folder, 0, threading.Event()
@@ -151,7 +151,7 @@ class _Disk:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(_EVERY):
             total = 0
             for root, _, names in os.walk(self.folder):
                 for name in names:

@@ -145,7 +145,7 @@ def _bounded(rows: dict[str, dict[str, Any]]) -> list[str]:
                 found["seconds"],
             )
         )
-        peak, disk = f"{found['peak'] / 1e9:.1f} GB", f"{found['spilled'] / 1e9:.2f} GB"
+        peak, disk = f"{found['peak'] / 1e9:.1f} GB", f"{found['disk'] / 1e9:.2f} GB"
         told = ", ".join(f"{100 * float(share):.0f} %: {value:.2f}" for share, value in found["promised"].items())
         same = "the same bytes" if found["same_bytes"] else "**other bytes**"
         lines += [
@@ -153,7 +153,7 @@ def _bounded(rows: dict[str, dict[str, Any]]) -> list[str]:
             "",
             f"Block reconstruction alone (`benchmarks/quantizing/{given['recipe']}`: a few iterations on a few samples) with "
             f"`--memory {given['memory']} --keep-as {given['keep']}`: {found['blocks']} blocks in {learned} minutes. The whole "
-            f"process peaked at {peak} and had up to {disk} on disk, finished blocks included. The time foretold over the time it "
+            f"process peaked at {peak} and had up to {disk} of unfinished work on disk. The time foretold over the time it "
             f"took, at shares of that time: {told}. Killed after {found['killed_at']} blocks ({killed} minutes) and resumed, it "
             f"took {resumed} minutes more and gave {same}; without the kill the command takes {whole}. {_where(row)}.",
             "",

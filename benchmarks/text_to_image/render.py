@@ -181,13 +181,13 @@ def _obeyed(rows: Rows) -> list[str]:
     )
 
 
-def _choices(rows: Rows, quality: Rows) -> list[str]:
+def _choices(rows: Rows, _: Rows) -> list[str]:
     """What a recipe may do otherwise, beside the same recipe without it."""
     head = ["choice", "model", "PSNR without, dB", "with, dB", "top 1 without, %", "with, %", "remarks"]
     body = []
-    for row in rows.values():
+    for row in (each for each in rows.values() if each["row"]["choice"]):
         said = row["row"]
-        without = of(quality, method=said["method"], bits=said["bits"])
+        without = of(rows, method=said["method"], bits=said["bits"], choice="")
         values = [cells(each)[0] if each else "-" for cells in (_distance, _aligned) for each in (without, row)]
         body.append([said["choice"], f"{said['method']}, {said['bits'].upper()}", *values, _kept(row)])
     return ["## Choices", "", *table(head, body)]

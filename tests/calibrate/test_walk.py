@@ -22,6 +22,7 @@ from halftone.formats import quantize
 from halftone.formats.segments import along_weight
 from halftone.models.example_inputs import example_inputs
 from halftone.models.quant_model import QuantModel
+from halftone.models.tape import record
 from halftone.quant.weights import weight_affine
 
 
@@ -110,6 +111,26 @@ def test_nothing_that_layers_prepare_piles_up_behind_a_walk(
     for unit in Walk(model, data, 5, store(tmp_path)):
         round_layers(model, unit)
     assert not any(model.layer(path)._prepared for path in model.plan.quantized())
+
+
+def test_a_slow_first_call_says_nothing_about_later_ones(
+    unet: UNet2DModel,
+    opened: Callable[..., QuantModel],
+    data: Trajectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = iter((10.0, 3.0))
+
+    def timed(*args: Any) -> Any:
+        tape, seconds = record(*args), next(taken)
+        for entry in tape.entries:
+            entry.seconds = seconds
+        return tape
+
+    monkeypatch.setattr("halftone.calibrate.walk.record", timed)
+    walk = Walk(opened(unet), data, 4, store(tmp_path))
+    assert walk.seconds == [4.0] * len(walk), "of three samples, for four"
 
 
 def test_a_model_that_is_quantized_already_still_gives_float_targets(

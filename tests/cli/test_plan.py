@@ -161,7 +161,7 @@ def test_other_components_have_memory_and_time_as_well(
     found = done.json
     assert found["memory"]["held"] > 4 * found["parameters"]
     assert len(found["seconds"]["steps"]) == len(found["work"])
-    assert any("draws pictures" in note for note in found["notes"]) == once
+    assert any("draws pictures" in note for note in found["notes"])
     # 50 samples are one image's: one call, or three trajectories up to the last of the twenty calls chosen; and one to count.
     calls = 2 if once else 3 * 48 + 1
     assert found["work"]["record"]["macs"] == pytest.approx(calls * macs, rel=0.25)

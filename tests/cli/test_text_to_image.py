@@ -262,6 +262,27 @@ def test_evaluating_under_the_guidance_that_was_calibrated(
         assert kept["texts"].tolist() == [PROMPTS[n % len(PROMPTS)] for n in range(2)]
 
 
+@pytest.mark.filterwarnings("ignore:There are modules in")  # diffusers', on casts
+def test_another_dtype(halftone: Halftone, quantized: Path, model: Path, tmp_path: Path) -> None:
+    drawn = {}
+    for dtype in ("float32", "bfloat16"):
+        done = halftone(*DRAW, quantized, "--dtype", dtype, "-o", tmp_path / f"{dtype}.png")
+        assert done.code == 0, done.err
+        with Image.open(tmp_path / f"{dtype}.png") as picture:
+            drawn[dtype] = np.asarray(picture).astype(float)
+    apart = np.abs(drawn["float32"] - drawn["bfloat16"]).mean()
+    assert 0 < apart < 30
+    timed = halftone("bench", quantized, "--dtype", "bfloat16", "--rounds", 2, "--warmup", 0, "--no-keep", "--json")
+    assert timed.code == 0, timed.err
+    assert timed.json["protocol"]["dtype"] == "bfloat16" and timed.json["rows"][0]["memory"]["peak"] > 0
+    where = ("-o", tmp_path / "x.png", "--dtype")
+    refused(
+        halftone, ["--dtype", "Did you mean 'bfloat16'"], "generate", quantized, "--prompt", "a", *where, "bfloat61"
+    )
+    refused(halftone, ["an autoencoder", "float16"], "generate", model, "-n", 1, *where, "bfloat16")
+    refused(halftone, ["a quantized MODEL"], "bench", model, "--dtype", "bfloat16")
+
+
 @pytest.mark.usefixtures("quantized")  # which writes the prompts
 def test_quantizing_under_the_guidance_that_will_be_used(
     halftone: Halftone, base: Path, model: Path, tmp_path: Path

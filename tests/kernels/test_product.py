@@ -86,6 +86,16 @@ def test_sums_are_exact_and_packed_weights_change_no_bit(rows: int, bits: int) -
         assert torch.equal(weight.codes(), codes), "whoever asks gets them back"
 
 
+@pytest.mark.parametrize(
+    ("mask", "allowed"),
+    [("", True), ("ALL", True), ("default", True), ("AVX10_1_512_AMX", True), ("AVX512_CORE_AMX", True)]
+    + [("AVX512_CORE_VNNI", False), ("AVX512_CORE_BF16", False), ("AVX2", False)],
+)
+def test_a_mask_leaves_onednn_its_tiles_or_not(monkeypatch: pytest.MonkeyPatch, mask: str, allowed: bool) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", mask)
+    assert product.mask_allows_amx() == allowed
+
+
 @needs_product
 @pytest.mark.parametrize("outputs", [8, 64, 200])
 def test_more_threads_than_pieces_change_nothing(outputs: int) -> None:

@@ -41,7 +41,7 @@ def test_what_was_measured_stands_with_its_circumstances(folder: Path) -> None:
     text = card(read_pieces(folder))
     for said in ("PSNR to the float model, dB", "FD(toy)", "floor 2.5", "3 samples, DDIMScheduler", "19 to 21"):
         assert said in text
-    for said in ("| torch", "2.04", "batch 1, 3 rounds on toy, 1 threads, torch 2"):
+    for said in ("| torch", "2.04", "batch 1, 3 rounds on toy, 1 threads, quantized in float32, torch 2"):
         assert said in text
     assert "the component 'second' stays float" in text
     assert "Kept in float: `conv_in`." in text

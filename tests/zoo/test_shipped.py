@@ -14,7 +14,7 @@ from diffusers import (
 from safetensors import safe_open
 
 import halftone
-from halftone.artifact import load_pipeline
+from halftone.artifact import load_outline, load_pipeline
 from halftone.cli import zoo_emoji
 from halftone.evaluate.alignment import alignment
 from halftone.evaluate.picture_features import latent_features
@@ -69,6 +69,15 @@ def test_every_sampler_draws_what_the_prompt_names(pipe: StableDiffusionPipeline
     wanted = [concepts[captions.index(text)] for text in KNOWN]
     found = alignment("own", [latent_features(pipe.vae)(drawn.images)], wanted, features, concepts)
     assert found.top5 >= 0.5
+
+
+@there
+def test_a_plan_knows_what_else_the_pipeline_loads(pipe: StableDiffusionPipeline) -> None:
+    found = load_outline(entry("emoji-sd").path)
+    beside = sum(4 * parameter.numel() for part in (pipe.vae, pipe.text_encoder) for parameter in part.parameters())
+    assert found.others == pytest.approx(beside, rel=1e-3) and found.latents == 16
+    decoder = load_outline(entry("emoji-sd").path, "vae")
+    assert decoder.latents == 16 and not decoder.is_denoiser and not decoder.every_step
 
 
 def drawn_with(pipe: StableDiffusionPipeline, scale: float) -> torch.Tensor:

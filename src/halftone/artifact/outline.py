@@ -1,11 +1,13 @@
 """A network without its numbers: built on the meta device from a configuration, so that no weights need to be there."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from halftone.artifact.folder import INDEX, check_folder, read_json
@@ -13,7 +15,7 @@ from halftone.artifact.pipeline import WITHOUT_HUB, refuse_path
 from halftone.artifact.registration import register
 from halftone.foundation.errors import ConfigError, HalftoneError, suggest
 from halftone.models.component import KINDS, as_component, network_path
-from halftone.models.denoiser import listed, name_of_denoiser
+from halftone.models.denoiser import DENOISERS, listed, name_of_denoiser
 from halftone.models.surgery import nearest_path
 
 _CONFIG = "config.json"
@@ -26,11 +28,13 @@ class Outline:
     Attributes:
         component: its name in the pipeline; None of a configuration on its own.
         latents: height and width of what the pipeline's denoiser reads, where that is known and square.
+        others: bytes of the pipeline's other components in float32; None where their files are not at hand.
     """
 
     module: nn.Module
     component: str | None
     latents: int | None = None
+    others: int | None = None
 
     @property
     def network(self) -> str:
@@ -42,6 +46,13 @@ class Outline:
         """Whether it is called at every sampling step, or once an image or a prompt."""
         found = as_component(self.component, self.module) if self.component else None
         return found.every_step if found else not self.network
+
+    @property
+    def is_denoiser(self) -> bool:
+        """Whether it draws pictures by itself, or another network of its pipeline does while it is recorded."""
+        if self.component is None:
+            return not self.network and "ControlNet" not in type(self.module).__name__
+        return self.component in DENOISERS
 
 
 def load_outline(source: str | Path, component: str | None = None) -> Outline:
@@ -78,7 +89,18 @@ def load_outline(source: str | Path, component: str | None = None) -> Outline:
     module = _build(str(source), kind, config, component)
     if component is not None and as_component(name, module) is None:
         raise ConfigError(str(source), KINDS, f"'{name}', a {type(module).__name__}")
-    return Outline(module, name, _latents(module, path if (path / INDEX).is_file() else None))
+    folder = path if (path / INDEX).is_file() else None
+    return Outline(module, name, _latents(module, folder), None if folder is None else _others(folder, name))
+
+
+def _others(folder: Path, name: str) -> int:
+    """Return the bytes in float32 of what else a pipeline loads, from the heads of its files."""
+    total = 0
+    for other in listed(read_json(folder / INDEX)):
+        for file in (folder / other).glob("*.safetensors") if other != name else ():
+            with safe_open(file, "np") as stored:
+                total += sum(4 * math.prod(stored.get_slice(key).get_shape()) for key in stored.keys())  # noqa: SIM118
+    return total
 
 
 def _latents(module: nn.Module, folder: Path | None) -> int | None:
@@ -89,9 +111,8 @@ def _latents(module: nn.Module, folder: Path | None) -> int | None:
         scale = 2 ** (len(getattr(config, "block_out_channels", (1,))) - 1)
         size = size // scale if isinstance(size, int) else None
     if folder is not None and (size is None or network_path(module)):
-        index = read_json(folder / INDEX)
-        own = folder / name_of_denoiser(index, str(folder / INDEX)) / _CONFIG
-        size = read_json(own).get("sample_size", size) if own.is_file() else size
+        own = next((file for name in DENOISERS if (file := folder / name / _CONFIG).is_file()), None)
+        size = (read_json(own).get("sample_size") if own else None) or size
     return size if isinstance(size, int) else None
 
 

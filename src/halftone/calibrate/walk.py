@@ -115,6 +115,9 @@ class Walk:
                 record(model.module, model.architecture.is_unit, *data.rows(rows)) for rows in (index, other)
             )
         self.axis = sample_axis(self.tape, self.batch, again, len(other))
+        for entry, twin in zip(self.tape.entries, again.entries, strict=True):
+            # The lesser of two: what the first call waits for, such as memory of the system's, says nothing about later ones.
+            entry.seconds = min(entry.seconds, twin.seconds * self.batch / len(other))
 
     def __len__(self) -> int:
         return len(self.tape.units())

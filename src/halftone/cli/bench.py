@@ -8,6 +8,7 @@ import typer
 
 from halftone.cli.options import Dtype, Json, Model, Weights, check_dtype
 from halftone.cli.output import emit, size, table, working
+from halftone.foundation.errors import ConfigError
 
 if TYPE_CHECKING:
     from halftone.evaluate.bench import Contender
@@ -63,6 +64,9 @@ def command(
             engines = list(dict.fromkeys(engine or ["auto"]))
             runs = {name: (model, name) for name in engines}
         else:
+            if dtype != "float32":
+                fix = "A float one is timed in float32 and in bfloat16."
+                raise ConfigError(f"--dtype {dtype}", "a quantized MODEL", "a float one", fix)
             engines, runs = engine or [], {name: (model, name) for name in _FLOATS}
         for name in engines:  # all of them before any is timed
             for sentence in use_engine(pipe, name, batch):
@@ -116,7 +120,7 @@ def _human(model: str, against: str | None, found: dict[str, Any]) -> str:
     lines = [
         f"{model}" + (f" against {against}" if against else ""),
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; "
-        f"batch {how['batch']}, {how['rounds']} rounds on {how['device']}, weights {how['weights']}, {how['dtype']} between layers",
+        f"batch {how['batch']}, {how['rounds']} rounds on {how['device']}, weights {how['weights']}, quantized in {how['dtype']}",
     ]
     headings = ["contender", "ms a call", "10 % to 90 %", "peak memory", "disk", *(f"against {b}" for b in _FLOATS)]
     rows = []

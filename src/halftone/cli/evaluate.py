@@ -129,7 +129,7 @@ def command(
 
         check(public, real)  # before the hours of sampling
         pipe = open_to_sample(model, device, weights)
-        for note in models.use_engine(pipe, engine):
+        for note in models.use_engine(pipe, engine, models.rows_of(pipe, min(batch, samples), guidance)):
             progress.say(f"note: {note}")
         other = open_model(against, device=device) if against else None
         notes = models.doubts(model, pipe, against, other) + models.cut_off(pipe, texts, negative)

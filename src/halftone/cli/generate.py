@@ -88,12 +88,12 @@ def command(
         from halftone.foundation.files import write_atomically
 
         pipe = models.open_to_sample(model, device, weights, dtype)
-        notes = models.use_engine(pipe, engine, models.rows_of(pipe, min(batch, count), guidance))
         each = models.conditions(pipe, count, texts, label)
+        call = models.options(pipe, negative_prompt=negative, guidance_scale=guidance)
+        notes = models.use_engine(pipe, engine, models.rows_of(pipe, min(batch, count), guidance))
         notes += models.cut_off(pipe, texts, negative) + models.unlike_calibration(pipe, steps, guidance)
         for sentence in notes:
             progress.say(f"note: {sentence}")
-        call = models.options(pipe, negative_prompt=negative, guidance_scale=guidance)
         use_loras(pipe, lora or [])
         drawn = sample(pipe, count, steps, seed, batch, progress, each, **call)
         picture = grid(drawn.images, [str(text) for text in each.get("prompt", [])])

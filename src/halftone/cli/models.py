@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from halftone.artifact.schema import Description
 
 _ZOO = "zoo:"
+_MEASURED = 4  # rows at the most by which engines are compared: what wins by more wins, and the calls are many
 _PICTURES = ("image", "control_image", "mask_image")
 _WITHOUT = {"FluxKontextPipeline"}  # makes pictures of prompts alone, too
 
@@ -60,6 +61,10 @@ def open_to_sample(source: str, device: str, weights: str, dtype: str = "float32
         ConfigError, ArtifactError: as ``open_model``; or it needs pictures to start from.
     """
     pipe = open_model(source, dtype, device, weights)
+    if dtype == "bfloat16" and getattr(pipe, "vae", None) is None:
+        # Such pipelines hand their own numbers to NumPy, which has no bfloat16.
+        expected = "a pipeline with an autoencoder"
+        raise ConfigError(f"--dtype {dtype}", expected, type(pipe).__name__, "Leave it out, or take float16.")
     refuse_pictures(pipe, source, "In Python, after `import halftone`: pipe(PROMPT, image=...).")
     return pipe
 
@@ -118,7 +123,7 @@ def use_engine(pipe: "DiffusionPipeline", engine: str | None, rows: int = 1) -> 
     notes: list[str] = []
     network = denoiser(pipe)
     if engine == AUTO and next(quantized_layers(network), None) is not None:
-        measured = fastest(network, lambda: example_inputs(network, rows))
+        measured = fastest(network, lambda: example_inputs(network, min(rows, _MEASURED)))
         engine, notes = (measured.engine, [measured.sentence]) if measured else (engine, [])
     stepping = [network, *other_denoisers(pipe).values()]
     for part in parts:
@@ -238,10 +243,14 @@ def doubts(model: str, pipe: "DiffusionPipeline", against: str | None, other: "D
 
 
 def rows_of(pipe: "DiffusionPipeline", pictures: int, guidance: float | None) -> int:
-    """Return how many rows a denoiser call has for so many pictures: guidance doubles them."""
+    """Return how many rows a denoiser call has for so many pictures: guidance doubles them, unless the denoiser was taught it."""
+    from halftone.models.denoiser import denoiser
+
     own = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
     scale = own.default if own is not None and guidance is None else guidance
-    return pictures * (1 + (own is not None and takes(pipe, "prompt") and scale is not None and scale > 1))
+    config = getattr(denoiser(pipe), "config", {})
+    taught = any(config.get(name) for name in ("guidance_embeds", "time_cond_proj_dim"))
+    return pictures * (2 if isinstance(scale, int | float) and scale > 1 and not taught else 1)
 
 
 def unlike_calibration(pipe: "DiffusionPipeline", steps: int, guidance: float | None = None) -> list[str]:

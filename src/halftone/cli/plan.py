@@ -51,10 +51,11 @@ def show(
         module = outline.module
         loaded = load(recipe, budget, assignments, sum(parameter.numel() for parameter in module.parameters()))
         kept = getattr(torch, keep_as)
-        where = outline.network, outline.every_step, outline.latents
+        where = outline.network, outline.every_step, outline.is_denoiser, outline.latents
         found = forecast(module, loaded, budget, steps, memory, roles, kept, *where)
         speed = measure() if found.work and None not in found.work.values() else None
-    emit({**found.plain(), "seconds": _seconds(found, speed)}, json, lambda: _human(found, speed, layers))
+    record = {**found.plain(), "seconds": _seconds(found, speed), "others_bytes": outline.others}
+    emit(record, json, lambda: _human(found, speed, layers, outline.others))
 
 
 def _seconds(found: "Forecast", speed: "Speed | None") -> dict[str, Any] | None:
@@ -66,7 +67,7 @@ def _seconds(found: "Forecast", speed: "Speed | None") -> dict[str, Any] | None:
     return {"total": [low, high], "steps": {name: list(bounds) for name, bounds in each.items()}}
 
 
-def _human(found: "Forecast", speed: "Speed | None", layers: bool) -> str:
+def _human(found: "Forecast", speed: "Speed | None", layers: bool, others: int | None) -> str:
     quantized = [layer for layer in found.layers if not layer.reason]
     lines = [
         f"{found.model}, {found.parameters:,} parameters, with {found.recipe} at budget {found.budget}: {found.title}"
@@ -84,7 +85,7 @@ def _human(found: "Forecast", speed: "Speed | None", layers: bool) -> str:
         lines.append(f"May be split: {len(split)} layers that read a concatenation ({some(split)})")
     inferred = sum(layer.inferred for layer in found.layers)
     lines.append(f"{len(quantized)} of {len(found.layers)} layers quantized; {inferred} roles inferred")
-    return "\n".join([*lines, *_resources(found, speed)])
+    return "\n".join([*lines, *_resources(found, speed, others)])
 
 
 def _role(role: str, members: "list[PlannedLayer]") -> list[str]:
@@ -122,7 +123,7 @@ def _left_float(found: "Forecast") -> list[str]:
     return lines + [f"Note: {note}" for note in found.notes]
 
 
-def _resources(found: "Forecast", speed: "Speed | None") -> list[str]:
+def _resources(found: "Forecast", speed: "Speed | None", others: int | None) -> list[str]:
     counted, memory = found.sizes, found.memory
     stored = sum(counted[purpose] for purpose in ("codes", "scales", "zero_points", "float"))
     more = f"; up to {size(found.if_split)} more if all that may be split is" if found.if_split else ""
@@ -136,7 +137,7 @@ def _resources(found: "Forecast", speed: "Speed | None") -> list[str]:
         lines.append(
             f"Memory  about {size(memory.held)} at the most, in step {memory.step}: weights {size(memory.weights)}, samples "
             f"{size(memory.samples)}, activations {size(memory.activations)}{spilled}, work {size(memory.working)}; "
-            "the pipeline's other components come on top"
+            f"on top come the pipeline's other components{f', {size(others)}' if others else ''}, and the libraries"
         )
     uncounted = [name for name, work in found.work.items() if work is None]
     if uncounted:

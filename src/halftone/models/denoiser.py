@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 # In the order in which pipelines with several are asked.
-_DENOISERS = ("unet", "transformer", "prior", "decoder")
+# What pipelines call the network that is called at each sampling step.
+DENOISERS = ("unet", "transformer", "prior", "decoder")
 
 
 def named_denoiser(pipe: "DiffusionPipeline") -> tuple[str, nn.Module]:
@@ -21,10 +22,10 @@ def named_denoiser(pipe: "DiffusionPipeline") -> tuple[str, nn.Module]:
         ConfigError: the pipeline has none that is known.
     """
     components = pipe.components
-    for name in _DENOISERS:
+    for name in DENOISERS:
         if isinstance(components.get(name), nn.Module):
             return name, components[name]
-    known = ", ".join(_DENOISERS)
+    known = ", ".join(DENOISERS)
     raise ConfigError(type(pipe).__name__, f"a component {known}", ", ".join(sorted(components)) or "no component")
 
 
@@ -35,10 +36,10 @@ def name_of_denoiser(index: Mapping[str, Any], where: str) -> str:
         ConfigError: at ``where``, none is listed.
     """
     there = listed(index)
-    for name in _DENOISERS:
+    for name in DENOISERS:
         if name in there:
             return name
-    raise ConfigError(where, f"a component {', '.join(_DENOISERS)}", ", ".join(sorted(there)) or "no component")
+    raise ConfigError(where, f"a component {', '.join(DENOISERS)}", ", ".join(sorted(there)) or "no component")
 
 
 def listed(index: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def other_denoisers(pipe: "DiffusionPipeline") -> dict[str, nn.Module]:
 
 def called_each_step(name: str) -> bool:
     """Return whether the component called ``name`` is called at the sampling steps."""
-    return name in _DENOISERS or name.rpartition("_")[0] in _DENOISERS or name.startswith("controlnet")
+    return name in DENOISERS or name.rpartition("_")[0] in DENOISERS or name.startswith("controlnet")
 
 
 def refuse_cache(network: nn.Module) -> None:

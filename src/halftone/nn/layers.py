@@ -252,9 +252,11 @@ class QuantizedLayer(SiteOwner):
             return self._calibrating(x)
         if self.scheme is None:
             return super().forward(x)
-        if self._visits():
-            return self._for_once(x)
-        return self.prepared()(x)
+        return self._run(x)
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the chosen kernel computes of the rounded part of the input."""
+        return self._for_once(x) if self._visits() else self.prepared()(x)
 
     def _visits(self) -> bool:
         """Return whether accelerate brings the layer's numbers to the device for each call alone, and takes them away again."""
@@ -264,13 +266,14 @@ class QuantizedLayer(SiteOwner):
     def _for_once(self, x: torch.Tensor) -> torch.Tensor:
         """Run and forget what was prepared: kept, it would fill the device that offloading is to spare."""
         with _CHANGING:
-            if self._moved and self.weight.untyped_storage().nbytes() >= self.weight.nbytes:  # codes have been brought
-                self._prepared, self._moved = None, False
+            # Unless nobody has brought the codes, which the kernel alone has then.
+            if not self._moved or self.weight.untyped_storage().nbytes() >= self.weight.nbytes:
+                self._prepared, self._choice, self._moved = None, None, False
         try:
             return self.prepared()(x)
         finally:
             if not self._moved:
-                self._prepared = None
+                self._prepared = self._choice = None
 
     def prepared(self) -> Prepared:
         """Return the chosen kernel's call for this layer."""
@@ -399,7 +402,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc] # each base 
     def forward(self, x: torch.Tensor, *unused: Any, **also_unused: Any) -> torch.Tensor:  # type: ignore[override]
         if not self.kept or self.scheme is None:
             return super().forward(x)
-        out = self._calibrating(x)[..., self.kept :, :] if self.calibrating else self.prepared()(self.rounded_part(x))
+        out = self._calibrating(x)[..., self.kept :, :] if self.calibrating else self._run(self.rounded_part(x))
         first = self.kept_output.to(out.dtype).expand(*out.shape[:-2], -1, -1)
         return torch.cat([first, out], dim=-2)
 

@@ -129,6 +129,7 @@ def forecast(
     keep: torch.dtype = torch.float32,
     network: str = "",
     every_step: bool = True,
+    is_denoiser: bool = True,
     latents: int | None = None,
 ) -> Forecast:
     """Return what ``recipe`` would make of ``module``, a float component on the meta device, which is changed.
@@ -141,6 +142,7 @@ def forecast(
         keep: dtype in which a walk holds activations.
         network: where in ``module`` the network lies that is calibrated; "" for all of it.
         every_step: whether it is called at every sampling step, or once an image or a prompt.
+        is_denoiser: whether it is what draws the pictures that are recorded.
         latents: height and width of the denoiser's latents; None for those of the config.
 
     Raises:
@@ -161,12 +163,14 @@ def forecast(
         )
     except (ConfigError, CalibrationError) as error:
         notes.append(f"memory, time and what may be split are not known: {error.where}: {error.got}")
-    if not every_step:
-        notes.append("to record what it is called with the pipeline draws pictures, whose time comes on top")
+    except TypeError as error:  # of a class that takes other inputs than its name says
+        notes.append(f"memory, time and what may be split are not known: {type(module).__name__}: {error}")
+    if not is_denoiser:
+        notes.append("to record what it is called with, the denoiser draws pictures: their time comes on top")
     always = {path for path, (_, sure) in parts.items() if sure}
     counted, more = _sizes(module, plan, {path: each for path, (each, _) in parts.items()}, always)
     layers = tuple(_layer(module, plan, recipe, path, parts.get(path, ((), False))[0]) for path in plan.layers)
-    efforts = _efforts(recipe, job, steps, keep, every_step) if job else {}
+    efforts = _efforts(recipe, job, steps, keep, every_step, is_denoiser) if job else {}
     spent = counted["codes"] + counted["scales"] + counted["zero_points"]
     return Forecast(
         model=type(module).__name__,
@@ -263,7 +267,9 @@ def _layer(module: nn.Module, plan: Plan, recipe: Recipe, path: str, parts: tupl
     )
 
 
-def _efforts(recipe: Recipe, job: Job, steps: int, keep: torch.dtype, every_step: bool) -> dict[str, Effort | None]:
+def _efforts(
+    recipe: Recipe, job: Job, steps: int, keep: torch.dtype, every_step: bool, is_denoiser: bool
+) -> dict[str, Effort | None]:
     """Return what each step takes: the recording of samples, then the recipe's steps."""
     forward = job.cost.forward
     recorded = forward.over(job.samples, recipe.calibration.batch)
@@ -272,6 +278,7 @@ def _efforts(recipe: Recipe, job: Job, steps: int, keep: torch.dtype, every_step
         trajectories = int(chosen.bincount().max())
         # The last call that is wanted is not computed.
         recorded = forward.over(trajectories, recipe.calibration.batch).times(int(chosen.max()))
+    if is_denoiser:
         # Each probed call is followed by those after it, on average half of all.
         probed = forward.over(recipe.calibration.influence, recipe.calibration.influence or 1)
         recorded += probed.times(steps * (1 + min(steps, PROBES) / 2))

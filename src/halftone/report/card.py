@@ -254,6 +254,7 @@ def _speed(pieces: Pieces) -> list[str]:
         return [f"Not measured yet: `{COMMANDS['bench']}`."]
     how, machine = mapping(pieces.bench, "protocol"), mapping(pieces.bench, "machine")
     device = machine.get("cuda") or f"{machine.get('processor')}, {machine.get('threads')} threads"
+    device += f", quantized in {how.get('dtype', 'float32')}"
     columns = {"engine": "engine", "ms": "ms a call", "bfloat16": "× bfloat16", "float32": "× float32"}
     words = f"One denoiser call, batch {how.get('batch')}, {how.get('rounds')} rounds on {device}, torch {machine.get('torch')}."
     return [table(rows, columns), words]

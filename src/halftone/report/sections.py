@@ -204,6 +204,7 @@ def cost(pieces: Pieces, model: Model) -> Markup:
         body.append([*line, megabytes(peak), megabytes(number(row.get("disk_bytes")))])
     how, machine = mapping(pieces.bench, "protocol"), mapping(pieces.bench, "machine")
     device = machine.get("cuda") or f"{machine.get('processor')}, {machine.get('threads')} threads"
+    device += f", quantized in {how.get('dtype', 'float32')}"
     note = f"Batch {how.get('batch')}, {how.get('rounds')} rounds on {device}, torch {machine.get('torch')}. "
     note += "Peak memory is above that of a process that has only imported the libraries."
     content += [*_notes(pieces.bench), table(columns, body), tag("p", note, class_="note")]

@@ -102,10 +102,9 @@ inline void stored(uint16_t* to, __m512 x, __mmask16 mask) {
 
 inline __mmask16 first(int64_t n) { return n >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << n) - 1); }
 
-// 2^x for x up to about 20, with a relative error of 3e-6 (a minimax polynomial on [-1/2, 1/2]); 2^-126 for all that is less, NaN
-// of NaN.
+// 2^x for x up to about 20, with a relative error of 3e-6 (a minimax polynomial on [-1/2, 1/2]); 2^-126 for all that is less.
 inline __m512 power(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // of a NaN it is the second
+    x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
     const __m512 magic = _mm512_set1_ps(kMagic), shifted = _mm512_add_ps(x, magic);
     const __m512 r = _mm512_sub_ps(x, _mm512_sub_ps(shifted, magic));
     __m512 p = _mm512_set1_ps(9.570101858e-3f);

@@ -15,10 +15,6 @@
 #include <cstring>
 #include <memory>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "arithmetic.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -29,6 +25,10 @@
 #endif
 
 using namespace halftone;
+
+#ifdef _OPENMP
+extern "C" int omp_get_max_threads(void);  // not from a header, which not every compiler has
+#endif
 
 namespace {
 
