@@ -16,6 +16,7 @@ from benchmarks.cpu_unet.inputs import Inputs
 
 _CALLS = 2  # timed, each time that a part is switched off, after one that is not
 WHOLE = "all of them"
+PACKED = "weights a byte each, instead of packed (4-bit weights only)"
 
 
 @contextmanager
@@ -75,7 +76,7 @@ LEVERS: dict[str, Callable[[Any], Any]] = {
     "residual blocks that write codes and add sums": lambda _: _patched(
         "halftone.nn.QuantizedResnetBlock2D.forward", _diffusers_forward("QuantizedResnetBlock2D")
     ),
-    "weights a byte each, instead of packed (4-bit weights only)": _packed,
+    PACKED: _packed,
 }
 
 

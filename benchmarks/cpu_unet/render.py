@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_unet.contenders import ANCHORS, BASELINE, BY_NAME, RIVAL
+from benchmarks.cpu_unet.levers import PACKED
 from benchmarks.cpu_unet.profile_tables import profile_lines
 from benchmarks.cpu_unet.settings import SECTIONS
 from benchmarks.markdown import interval, table
@@ -190,6 +191,8 @@ def _levers(rows: Rows) -> list[str]:
             body = [
                 [name, f"{each['median']:.3f}", f"{each['low']:.3f} to {each['high']:.3f}"]
                 for name, each in found["without"].items()
+                if name != PACKED
+                or any("w4" in asked for asked in row["row"]["contenders"])  # changes nothing in others
             ]
             lines += [
                 f"### {_title(row['row']['contenders'][0])}: {title}",
