@@ -282,3 +282,16 @@ def test_a_weight_is_plain_until_many_rows_come(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(held.product(few, None), before), "whatever was computed in between"
     wide = LinearWeight(torch.ones(2048, 2049, dtype=torch.int8), torch.ones(2048), 0)
     assert wide.product(torch.ones(1, 2049, dtype=torch.uint8), None) is None, "oneDNN is better at large ones"
+
+
+@pytest.mark.slow
+@needs_loops
+def test_a_compiler_without_openmp_is_told(tmp_path: Path) -> None:
+    """Its loops are right and slow, which nobody would see."""
+    wrapper = tmp_path / "c++"
+    wrapper.write_text('#!/bin/sh\nfor each in "$@"; do [ "$each" = -fopenmp ] && exit 1; done\nexec c++ "$@"\n')
+    wrapper.chmod(0o755)
+    env = {**os.environ, "CXX": str(wrapper), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-W", "ignore", "-m", "halftone", "doctor"]
+    said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    assert "loops      compiled for this processor, without OpenMP: on one thread" in said

@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 from diffusers import (
+    ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
 )
+from PIL import Image
 from safetensors import safe_open
 
 import halftone
@@ -21,6 +24,7 @@ from halftone.evaluate.picture_features import latent_features
 from halftone.evaluate.sample import sample
 from halftone.nn.layers import quantized_layers
 from halftone.zoo.catalog import CATALOG, entry
+from halftone.zoo.emoji_controlnet import masks, overlap
 from halftone.zoo.emoji_style_lora import style_share
 
 SHIPPED = [each.name for each in CATALOG if each.installed]
@@ -80,6 +84,17 @@ def test_a_plan_knows_what_else_the_pipeline_loads(pipe: StableDiffusionPipeline
     assert decoder.latents == 16 and not decoder.is_denoiser and not decoder.every_step
 
 
+def loaded(quantized: bool) -> StableDiffusionPipeline:
+    """Return the model, float or with 8-bit weights and inputs after nearest rounding."""
+    pipe = load_pipeline(entry("emoji-sd").path, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    if quantized:
+        few = ["calibration.samples=16", "calibration.batch=8"]
+        halftone.quantize(pipe, "rtn-w8a8", steps=4, seed=0, budget="demo", overrides=few)
+        assert next(quantized_layers(pipe.unet), None) is not None
+    return pipe
+
+
 def drawn_with(pipe: StableDiffusionPipeline, scale: float) -> torch.Tensor:
     """Return pictures of the eight concepts with the shipped LoRA at a strength, ``[8, 3, 64, 64]``."""
     pipe.set_adapters("style", adapter_weights=scale)
@@ -91,11 +106,27 @@ def drawn_with(pipe: StableDiffusionPipeline, scale: float) -> torch.Tensor:
 @pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:.*an input that calibration did not see")
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "quantized"])
 def test_the_shipped_lora_prints_in_one_ink(quantized: bool) -> None:
-    pipe = load_pipeline(entry("emoji-sd").path, dtype=torch.float32)
-    if quantized:
-        few = ["calibration.samples=16", "calibration.batch=8"]
-        halftone.quantize(pipe, "rtn-w8a8", steps=4, seed=0, budget="demo", overrides=few)
-        assert next(quantized_layers(pipe.unet), None) is not None
+    pipe = loaded(quantized)
     pipe.load_lora_weights(str(entry("emoji-style-lora").path), adapter_name="style")
     plain, half, whole = (style_share(drawn_with(pipe, scale)) for scale in (0.0, 0.5, 1.0))
     assert whole > 0.5 > plain and whole > half > plain
+
+
+@pytest.mark.skipif(not entry("emoji-controlnet").installed, reason="its weights do not ship")
+@pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:.*an input that calibration did not see")
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "quantized"])
+def test_the_shipped_controlnet_fills_the_mask(quantized: bool) -> None:
+    pipe = loaded(quantized)
+    how = {"each": {"prompt": list(KNOWN)}, "guidance_scale": 5.0}
+    free = torch.from_numpy(sample(pipe, len(KNOWN), 12, 0, len(KNOWN), **how).images)
+    wanted = masks(free).roll(1, 0)  # of the picture before
+    net = ControlNetModel.from_pretrained(entry("emoji-controlnet").path).float().eval()
+    guided = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
+    how["each"]["image"] = [to_pil_image(each) for each in wanted]
+    held = torch.from_numpy(sample(guided, len(KNOWN), 12, 0, len(KNOWN), **how).images)
+    assert overlap(held, wanted) > overlap(free, wanted) + 0.05
+
+
+def to_pil_image(picture: torch.Tensor) -> Image.Image:
+    """Return a picture ``[3, S, S]`` in [0, 1] as Pillow has it."""
+    return Image.fromarray((picture.permute(1, 2, 0) * 255).byte().numpy())

@@ -54,9 +54,10 @@ def _human(found: dict[str, Any]) -> str:
     for engine, reason in found["engines"].items():
         lines.append(f"engine     {engine}: {'runs' if reason is None else 'cannot run: ' + reason}")
     missing = found["native_loops"]
-    lines.append(
-        f"loops      {'compiled for this processor' if missing is None else f'PyTorch operators instead, slower: {missing}'}"
-    )
+    compiled = "compiled for this processor"
+    if found["native_on_one_thread"]:
+        compiled += ", without OpenMP: on one thread, slower ($CXX names another compiler)"
+    lines.append(f"loops      {compiled if missing is None else f'PyTorch operators instead, slower: {missing}'}")
     reason = found["native_product"]
     lines.append(f"products   {'native integers' if reason is None else f'of oneDNN, where it runs: {reason}'}")
     for kind, reason in found["native_attention"].items():

@@ -15,7 +15,7 @@ from halftone.foundation.errors import KernelError
 from halftone.kernels.contract import AbstractKernel, Operands, Operation
 from halftone.kernels.native import product
 from halftone.kernels.native.attention import why_none
-from halftone.kernels.native.build import why_no_loops
+from halftone.kernels.native.build import one_thread, why_no_loops
 from halftone.kernels.select import AUTO, check_engine, engines, library
 
 _FLAGS = {
@@ -45,7 +45,8 @@ def machine_report() -> dict:
 
     ``torch``, ``processor``, ``threads``, ``cpu_capability``, ``flags`` (name -> bool, None where this PyTorch cannot
     tell), ``mkldnn``, ``cuda`` (device names), ``engines`` (name -> None when it can run, else the reason) and
-    ``native_loops`` (None, or why there are none and PyTorch's operators do their work), ``native_product`` (the same of integer
+    ``native_loops`` (None, or why there are none and PyTorch's operators do their work), ``native_on_one_thread`` (whether the
+    compiler had no OpenMP), ``native_product`` (the same of integer
     products), ``native_attention`` (of attention on ``codes`` and on ``bfloat16``).
     """
     return {
@@ -58,6 +59,7 @@ def machine_report() -> dict:
         "cuda": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
         "engines": {engine: unavailable(engine) for engine in engines() if engine != AUTO},
         "native_loops": why_no_loops(),
+        "native_on_one_thread": one_thread(),
         "native_product": product.why_none(),
         "native_attention": {"codes": why_none("codes"), "bfloat16": why_none("bfloat16")},
     }

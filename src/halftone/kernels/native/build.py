@@ -49,6 +49,12 @@ def why_no_loops() -> str | None:
     return found if isinstance(found, str) else None
 
 
+def one_thread() -> bool:
+    """Return whether there are native loops, and they run on one thread alone, having been compiled without OpenMP."""
+    found = load()
+    return not isinstance(found, str) and not found.halftone_parallel()
+
+
 def _load() -> ctypes.CDLL:
     compiler = _compiler()
     sources = {name: resources.files(__package__).joinpath(name).read_bytes() for name in (*_SOURCES, *_HEADERS)}

@@ -174,6 +174,15 @@ void multiply(const uint8_t* x, const int8_t* weight, float* out, int64_t rows, 
 
 extern "C" {
 
+// Whether the loops of this library run on several threads: not every compiler has OpenMP, or the one that PyTorch brings.
+int halftone_parallel() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 // rows x width values, a row every `stride` elements, to dense codes; `top` is the greatest code, `shift` 8 for its high byte.
 void halftone_encode_float32(const float* x, uint8_t* out, int64_t rows, int64_t width, int64_t stride, float factor, float offset,
                              float top, int shift) {
