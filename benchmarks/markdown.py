@@ -1,7 +1,11 @@
 """Markdown that the pages of all studies share."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from halftone.foundation.files import write_atomically
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -32,3 +36,19 @@ def bench_table(found: Mapping[str, Any], batch: str) -> list[str]:
         body.append([each["name"], f"{each['median']:.2f}", spread, *ratios, memory])
     head = ["model", f"ms/call, batch {batch}", "10 % to 90 %", "× bfloat16", "× float32", "peak memory, MB"]
     return table(head, body)
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return what a generated block called ``name`` stands between."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def refreshed(readme: Path, name: str, block: str) -> str:
+    """Put the block called ``name`` in its place in ``readme``, and return what to tell."""
+    begin, end = marks(name)
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    if begin not in text or end not in text:
+        return f"README: left as it is, it lacks the markers {begin} and {end}"
+    new = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{block}{end}", text, flags=re.DOTALL)
+    write_atomically(readme, new)
+    return f"README: table of {name} replaced"

@@ -19,6 +19,7 @@ from halftone.kernels.machine import machine
 from halftone.recipes import Recipe
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 # What changes a model; a title or an expectation does not.
 DECISIVE = ("policy", "steps", "calibration")
 

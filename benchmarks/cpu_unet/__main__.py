@@ -7,11 +7,13 @@ from pathlib import Path
 
 from benchmarks.command import chosen_sections, finished, parsers, say
 from benchmarks.cpu_unet.settings import CACHE, DOCS, RESULTS, SECTIONS, Settings
+from benchmarks.records import README
 from halftone.foundation.progress import Progress
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser, run, _ = parsers("cpu_unet", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
+    parser, run, render = parsers("cpu_unet", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
+    render.add_argument("--readme", type=Path, default=README)
     run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as 'latency/*-512-*'")
     run.add_argument(
         "--contenders",
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "render":
             from benchmarks.cpu_unet.render import render
 
-            for line in render(chosen.results, chosen.docs):
+            for line in render(chosen.results, chosen.docs, chosen.readme):
                 say(line)
             return []
         from benchmarks.cpu_unet.run import run

@@ -7,8 +7,9 @@ from typing import Any
 from benchmarks.cpu_unet.contenders import ANCHORS, BASELINE, BY_NAME, RIVAL
 from benchmarks.cpu_unet.levers import PACKED
 from benchmarks.cpu_unet.profile_tables import profile_lines
+from benchmarks.cpu_unet.readme import BLOCK, block
 from benchmarks.cpu_unet.settings import SECTIONS
-from benchmarks.markdown import interval, table
+from benchmarks.markdown import interval, refreshed, table
 from benchmarks.records import rows_of
 from halftone.foundation.files import write_atomically
 
@@ -22,13 +23,15 @@ def read(folder: Path) -> dict[str, Rows]:
     return rows_of(folder, SECTIONS)
 
 
-def render(results: Path, docs: Path) -> list[str]:
-    """Write the page and return what to tell."""
+def render(results: Path, docs: Path, readme: Path | None = None) -> list[str]:
+    """Write the page, and the README's table, and return what to tell."""
     sections = read(results)
     if not sections:
         return [f"no rows in {results}: nothing to render"]
     write_atomically(docs / PAGE, page(sections))
-    return [f"wrote {PAGE}", *(f"no rows yet: {section}" for section in SECTIONS if section not in sections)]
+    table_of = block(sections)
+    told = [refreshed(readme, BLOCK, table_of)] if readme and table_of else []
+    return [f"wrote {PAGE}", *told, *(f"no rows yet: {section}" for section in SECTIONS if section not in sections)]
 
 
 def page(sections: dict[str, Rows]) -> str:

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.command import chosen_sections, finished, parsers, say
-from benchmarks.q_diffusion.settings import CACHE, DOCS, MODEL, README, RESULTS, SECTIONS, Settings
+from benchmarks.q_diffusion.settings import CACHE, DOCS, MODEL, RESULTS, SECTIONS, Settings
+from benchmarks.records import README
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.progress import Progress
 

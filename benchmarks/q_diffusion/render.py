@@ -1,9 +1,9 @@
 """Write the study's page, its pictures and the README's table from the rows. Nothing is typed in by hand."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.markdown import refreshed
 from benchmarks.q_diffusion import findings, seeds, tables
 from benchmarks.q_diffusion.budgets import budgets_table, resumed
 from benchmarks.q_diffusion.details import ranges_table, trajectory_table
@@ -16,7 +16,7 @@ from benchmarks.q_diffusion.settings import SECTIONS
 from halftone.foundation.files import write_atomically
 
 PAGE = "q-diffusion.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_BLOCK = "results"  # of the README
 _COMMAND = "python -m benchmarks.q_diffusion"
 
 
@@ -40,20 +40,7 @@ def render(results: Path, docs: Path, readme: Path) -> list[str]:
     said += [f"no rows yet: {section}" for section in SECTIONS if section not in sections]
     said += [f"stale, its recipe has changed since: {name}" for name in stale(sections)]
     block = readme_block(sections)
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    if block is None:
-        said.append("README: no headline rows yet, left as it is")
-    elif BEGIN not in text or END not in text:
-        said.append(f"README: left as it is, it lacks the markers {BEGIN} and {END}")
-    else:
-        write_atomically(readme, replaced(text, block))
-        said.append("README: table replaced")
-    return said
-
-
-def replaced(text: str, block: str) -> str:
-    """Return the README with what is between the markers replaced."""
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{block}{END}", text, flags=re.DOTALL)
+    return [*said, "README: no headline rows yet, left as it is" if block is None else refreshed(readme, _BLOCK, block)]
 
 
 def page(sections: dict[str, Section], drawn: set[str]) -> str:

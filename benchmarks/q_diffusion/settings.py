@@ -7,7 +7,6 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 CACHE = ROOT / "runs" / "q_diffusion"
 DOCS = ROOT / "docs" / "results"
-README = ROOT / "README.md"
 
 # The most telling first.
 SECTIONS = ("headline", "haze", "budgets", "edges", "bias", "trajectory", "timesteps", "ablation", "ranges", "samplers")

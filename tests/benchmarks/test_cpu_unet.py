@@ -22,6 +22,7 @@ from benchmarks.cpu_unet.render import PAGE, read, render
 from benchmarks.cpu_unet.run import run
 from benchmarks.cpu_unet.settings import DOCS, RESULTS, Settings
 from benchmarks.cpu_unet.workshop import Workshop
+from benchmarks.records import README
 from diffusers import UNet2DConditionModel
 from tests.engines.conftest import quantized
 from tests.tiny import pipeline, randomised, tiny_unet
@@ -214,5 +215,8 @@ def test_the_committed_page_is_the_rows(tmp_path: Path) -> None:
     if not read(RESULTS):
         assert not (DOCS / PAGE).exists(), "a page without rows"
         return
-    render(RESULTS, tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
+    render(RESULTS, tmp_path, readme)
     assert (tmp_path / PAGE).read_text() == (DOCS / PAGE).read_text()
+    assert readme.read_text() == README.read_text(), "run: python -m benchmarks.cpu_unet render"

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.markdown import marks
 from benchmarks.q_diffusion import findings, plan
 from benchmarks.q_diffusion.__main__ import main
 from benchmarks.q_diffusion.plots import pictures
 from benchmarks.q_diffusion.record import Model, differences, path_of
-from benchmarks.q_diffusion.render import BEGIN, END, PAGE, page, readme_block, render
+from benchmarks.q_diffusion.render import PAGE, page, readme_block, render
 from benchmarks.q_diffusion.results import Result, change, read, removed
 from benchmarks.q_diffusion.run import run
-from benchmarks.q_diffusion.settings import DOCS, README, RESULTS, SECTIONS, Settings
+from benchmarks.q_diffusion.settings import DOCS, RESULTS, SECTIONS, Settings
+from benchmarks.records import README
 from tests.tiny import NO_ATTENTION, pipeline, tiny_unet
 
 from halftone.recipes import load
@@ -200,9 +202,9 @@ def test_the_pages_match_the_committed_rows() -> None:
     )
     for name, (mark, _) in drawings.items():
         assert mark in (DOCS / name).read_text(encoding="utf-8"), f"{name} shows other numbers"
-    block, text = readme_block(sections), README.read_text(encoding="utf-8")
-    if block is not None and BEGIN in text:
-        assert f"{BEGIN}\n{block}{END}" in text
+    block, text, (begin, end) = readme_block(sections), README.read_text(encoding="utf-8"), marks("results")
+    if block is not None:
+        assert f"{begin}\n{block}{end}" in text
 
 
 def test_the_plain_command_would_not_measure_committed_rows_again() -> None:

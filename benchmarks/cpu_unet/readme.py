@@ -1,0 +1,45 @@
+"""The README's table: the roads that a user chooses between, at both sizes."""
+
+from typing import Any
+
+from benchmarks.cpu_unet.contenders import BASELINE, BY_NAME, RIVAL
+from benchmarks.markdown import table
+
+BLOCK = "cpu"
+_ROADS = (BASELINE, "torch-bf16-compiled", "openvino-bf16", RIVAL, "halftone-w8a8-attention", "halftone-w4a8-attention")
+_PACKED = "halftone-w4a8-packed"
+_PIXELS = (256, 512)
+Rows = dict[str, dict[str, Any]]
+
+
+def block(sections: dict[str, Rows], model: str = "sd-1.5") -> str | None:
+    """Return the table, None where a size has not been timed."""
+    timed = [sections.get("latency", {}).get(f"{model}-{pixels}-b1") for pixels in _PIXELS]
+    if not all(timed):
+        return None
+    found = [row["metrics"]["contenders"] for row in timed if row]
+    body = [_line(name, found, sections.get("footprint", {}), model) for name in (*_ROADS, _PACKED)]
+    head = ["road"]
+    for pixels in _PIXELS:
+        head += [f"{pixels} px, s", "× torch bf16", "× OpenVINO int8"]
+    lines = table([*head, "peak, GB", "on disk, GB"], [line for line in body if line])
+    note = (
+        "A call of the real 860-million-parameter U-Net (random weights) on two CPU threads, batch 1; roads take turns; peak memory "
+        "at 256 px. All other roads, errors, batch 2 and the machine are in [the study](docs/results/cpu-unet.md), made by "
+        "`python -m benchmarks.cpu_unet run` and `render`."
+    )
+    return "\n".join([*lines, note, ""])
+
+
+def _line(name: str, found: list[Rows], footprints: Rows, model: str) -> list[str] | None:
+    if any("median" not in contenders.get(name, {}) for contenders in found):
+        return None
+    cells = [BY_NAME[name].title]
+    for contenders in found:
+        cells.append(f"{contenders[name]['median']:.2f}")
+        faster = contenders[name]["faster_than"]
+        cells += [f"{faster[anchor]['value']:.2f}" if anchor in faster else "-" for anchor in (BASELINE, RIVAL)]
+    facts = footprints.get(f"{model}-{_PIXELS[0]}-b1-{name}", {}).get("metrics", {})
+    known = "memory" in facts
+    sizes = (facts["memory"]["peak"], facts["disk_bytes"]) if known else ()
+    return [*cells, *(f"{size / 1e9:.2f}" for size in sizes)] if known else [*cells, "-", "-"]
