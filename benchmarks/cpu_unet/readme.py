@@ -24,8 +24,8 @@ def block(sections: dict[str, Rows], model: str = "sd-1.5") -> str | None:
         head += [f"{pixels} px, s", "× torch bf16", "× OpenVINO int8"]
     lines = table([*head, "peak, GB", "on disk, GB"], [line for line in body if line])
     note = (
-        "A call of the real 860-million-parameter U-Net (random weights) on two CPU threads, batch 1; roads take turns; peak memory "
-        "at 256 px. All other roads, errors, batch 2 and the machine are in [the study](docs/results/cpu-unet.md), made by "
+        "A call of the real 860-million-parameter U-Net (random weights) on two CPU threads, batch 1; roads take turns; peak "
+        "memory at 256 px. All other roads, errors, batch 2 and the machine are in [the study](docs/results/cpu-unet.md), made by "
         "`python -m benchmarks.cpu_unet run` and `render`."
     )
     return "\n".join([*lines, note, ""])
