@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.text_to_image.uses import Use
+from benchmarks.text_to_image.uses import Use, positions
 from benchmarks.text_to_image.workshop import Workshop
 from halftone.evaluate.alignment import alignment, concept_ranks
 from halftone.evaluate.kernel_distance import kernel_distance
 from halftone.evaluate.picture_features import Features, latent_features, squeezenet_features
 from halftone.evaluate.sample import Samples
-from halftone.zoo.emoji_controlnet import overlap
+from halftone.zoo.emoji_controlnet import overlap, restored
 from halftone.zoo.emoji_style_lora import printed, style_share
 
 
@@ -30,7 +30,8 @@ class Looks:
 
         With an adapter, real pictures in its style stand beside the others where they are at hand: at half its strength a picture
         may be near either. The kernel distance is that to one picture of each concept, as no prompt asks for a skin tone, in the
-        style if there is one; ``floor`` is that of one half of them to the other.
+        style if there is one; ``floor`` is that of one half of them to the other. What a ControlNet has put elsewhere is brought
+        back to the middle, where real pictures are.
         """
         known = self.workshop.known
         wanted = [known.concept(text) for text in known.prompts]
@@ -38,7 +39,7 @@ class Looks:
         for name, look in self._networks.items():
             kinds = [self._references(name, styled) for styled in ((False, True) if use.lora is not None else (False,))]
             references, concepts = np.concatenate(kinds), known.concepts * len(kinds)
-            features = [look(each.images) for each in drawn]
+            features = [look(_in_the_middle(each.images, use)) for each in drawn]
             right = alignment(name, features, wanted, references, concepts)
             ranks = [concept_ranks(each, wanted, references, concepts).tolist() for each in features]
             plain = kinds[-1][known.plain]
@@ -94,6 +95,12 @@ def obeyed(drawn: list[Samples], each: list[dict[str, list]], use: Use) -> dict[
         given = [np.moveaxis(np.asarray(image), -1, 0) for call in each for image in call["image"]]
         found["overlap"] = overlap(images, torch.from_numpy(np.stack(given)).float() / 255)
     return {name: round(value, 4) for name, value in found.items()}
+
+
+def _in_the_middle(images: np.ndarray, use: Use) -> np.ndarray:
+    if use.kind != "controlnet":
+        return images
+    return restored(torch.from_numpy(images), positions(len(images))).clamp(0, 1).numpy()
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

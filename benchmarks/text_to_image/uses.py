@@ -18,7 +18,8 @@ from PIL import Image
 
 from benchmarks.text_to_image.settings import Settings
 from halftone.foundation.errors import ConfigError
-from halftone.zoo.emoji_controlnet import masks
+from halftone.foundation.seeds import generator
+from halftone.zoo.emoji_controlnet import masks, placed, places
 
 Kind = Literal["text", "img2img", "inpaint", "controlnet"]
 _STRENGTH = 0.6  # of image to image
@@ -30,7 +31,8 @@ class Use:
 
     Attributes:
         kind: of pipeline. All but ``text`` are given the float model's own pictures: ``inpaint`` one of its own prompt, drawn from
-            other noise, whose right half is to be drawn anew; ``img2img`` and ``controlnet`` one of the prompt before.
+            other noise, whose right half is to be drawn anew; ``img2img`` one of the prompt before; ``controlnet`` the mask of its
+            own prompt's, made smaller and moved.
         long: prompts with all keywords after the name.
         guidance, steps: None for those of the study.
         dpm: with DPM-Solver++ in place of the model's own sampler.
@@ -129,10 +131,11 @@ def arguments(
         return each, call
     if pictures is None:
         raise ConfigError(f"use {use.kind}", "pictures to start from", "none")
-    others = pictures if use.kind == "inpaint" else np.roll(pictures, 1, axis=0)
     if use.kind == "controlnet":
-        each["image"] = _images(masks(torch.from_numpy(others)).numpy())
+        elsewhere = placed(torch.from_numpy(pictures), positions(len(pictures)))
+        each["image"] = _images(masks(elsewhere).numpy())
         return each, call
+    others = pictures if use.kind == "inpaint" else np.roll(pictures, 1, axis=0)
     each["image"] = _images(others)
     call["strength"] = _STRENGTH if use.kind == "img2img" else 1.0
     if use.kind == "inpaint":
@@ -142,6 +145,11 @@ def arguments(
         each["mask_image"] = [half] * len(texts)
         call |= {"height": size, "width": size}
     return each, call
+
+
+def positions(count: int) -> torch.Tensor:
+    """Return where a ControlNet is to put pictures, ``[count, 3]`` as :func:`halftone.zoo.emoji_controlnet.places` has it."""
+    return places(count, generator(0, "text to image", "places"))
 
 
 def _images(pictures: np.ndarray) -> list[Image.Image]:

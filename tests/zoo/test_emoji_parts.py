@@ -64,6 +64,21 @@ def test_masks_are_coarse_silhouettes_without_holes() -> None:
     assert emoji_controlnet.overlap(ring, shifted) == pytest.approx((24 * 12) / (24 * 28))
 
 
+def test_pictures_are_placed_elsewhere_and_brought_back() -> None:
+    square = torch.ones(1, 3, 64, 64)
+    square[..., 16:48, 16:48] = 0.0
+    where = torch.tensor([[0.5, 0.5, -0.5]])  # half a side, to the right, at the top
+    elsewhere = emoji_controlnet.placed(square, where)
+    found = emoji_controlnet.silhouettes(elsewhere)[0].nonzero().float()
+    assert torch.allclose(found.mean(0), torch.tensor([15.5, 47.5]), atol=0.6)
+    assert 15 <= found[:, 0].max() - found[:, 0].min() <= 18
+    assert float((emoji_controlnet.restored(elsewhere, where) - square).abs().mean()) < 0.05
+    assert torch.allclose(emoji_controlnet.placed(square, torch.tensor([[1.0, 0.0, 0.0]])), square, atol=1e-5)
+    drawn = emoji_controlnet.places(500, torch.Generator().manual_seed(0))
+    edges = drawn[:, 1:].abs() + drawn[:, :1]
+    assert 0.5 < float(drawn[:, 0].min()) < 0.6 and float(edges.max()) <= 1 + 1e-6, "nothing leaves the canvas"
+
+
 def test_only_the_adapters_learn(pipe: StableDiffusionPipeline, data: EmojiData, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     facts = emoji_style_lora.train(pipe, data, STYLE, tmp_path, say=silent)

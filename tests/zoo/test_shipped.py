@@ -24,7 +24,7 @@ from halftone.evaluate.picture_features import latent_features
 from halftone.evaluate.sample import sample
 from halftone.nn.layers import quantized_layers
 from halftone.zoo.catalog import CATALOG, entry
-from halftone.zoo.emoji_controlnet import masks, overlap
+from halftone.zoo.emoji_controlnet import masks, overlap, placed, places
 from halftone.zoo.emoji_style_lora import style_share
 
 SHIPPED = [each.name for each in CATALOG if each.installed]
@@ -119,7 +119,7 @@ def test_the_shipped_controlnet_fills_the_mask(quantized: bool) -> None:
     pipe = loaded(quantized)
     how = {"each": {"prompt": list(KNOWN)}, "guidance_scale": 5.0}
     free = torch.from_numpy(sample(pipe, len(KNOWN), 12, 0, len(KNOWN), **how).images)
-    wanted = masks(free).roll(1, 0)  # of the picture before
+    wanted = masks(placed(free, places(len(free), torch.Generator().manual_seed(1))))
     net = ControlNetModel.from_pretrained(entry("emoji-controlnet").path).float().eval()
     guided = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
     how["each"]["image"] = [to_pil_image(each) for each in wanted]

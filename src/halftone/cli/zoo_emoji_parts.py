@@ -79,7 +79,7 @@ The pictures: strength 0, 0.5 and 1."""
 
 
 def train_controlnet(request: Request, progress: "Progress") -> dict[str, Any]:
-    """Train the ControlNet, measure how well pictures fill the masks of other emoji, and write its folder.
+    """Train the ControlNet, measure how well pictures fill masks that lie elsewhere, and write its folder.
 
     Raises:
         ConfigError: no data, no base model, or checkpoints of another training.
@@ -88,7 +88,8 @@ def train_controlnet(request: Request, progress: "Progress") -> dict[str, Any]:
     from diffusers import StableDiffusionControlNetPipeline
 
     from halftone.evaluate.sample import sample
-    from halftone.zoo.emoji_controlnet import masks, overlap, train, training_for
+    from halftone.foundation.seeds import generator
+    from halftone.zoo.emoji_controlnet import masks, overlap, placed, places, train, training_for
 
     pipe, emoji = _begin(request)
     how = training_for(request.device, request.options["minutes"], request.seed)
@@ -96,8 +97,9 @@ def train_controlnet(request: Request, progress: "Progress") -> dict[str, Any]:
     _halve(net.parameters())
     numbers = alignment_prompts(emoji, int(request.options.get("samples", 64)))
     texts = [emoji.emoji[n].caption for n in numbers]
-    # Of another emoji than the prompt's, so that the prompt alone cannot be enough.
-    given = masks(emoji.pixels(torch.tensor(numbers).roll(1)) / 2 + 0.5)
+    # Smaller and elsewhere, which the prompt does not say.
+    where = places(len(numbers), generator(request.seed, "card", "places"))
+    given = masks(placed(emoji.pixels(torch.tensor(numbers)) / 2 + 0.5, where))
     call = {"guidance_scale": GUIDANCE}
     free = sample(pipe, len(texts), STEPS, request.seed, BATCH, progress, {"prompt": texts}, **call).images
     controlled = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net.to(request.device))
@@ -112,7 +114,7 @@ def train_controlnet(request: Request, progress: "Progress") -> dict[str, Any]:
     about = f"""A ControlNet for [emoji-sd](../emoji-sd): puts the emoji where a coarse mask is, white on black,
 {facts["cells"]} cells to a side.
 
-Mean intersection over union of the picture's own mask with the one given, which is another emoji's, {len(texts)} prompts:
+Mean intersection over union of the picture's mask with the one given, of the emoji made smaller and moved, {len(texts)} prompts:
 {overlaps["with"]:.2f}, and {overlaps["without"]:.2f} without the ControlNet.
 
 The pictures: the mask, without, with the ControlNet."""

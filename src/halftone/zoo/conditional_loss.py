@@ -79,12 +79,14 @@ def conditional_loss(
     schedule: Training,
     dropout: float,
     diffusion: Diffusion,
+    variants: int = 1,
 ) -> Loss:
     """Return the denoising loss of images drawn by concept, each with a fresh prompt.
 
     Args:
-        latents: of the images of ``data``, in its order.
+        latents: of the images of ``data``, in its order; of several variants of all of them, one set after the other.
         dropout: share of empty prompts.
+        variants: of each image, of which one is drawn. ``predict`` is given the number of the row among the latents.
     """
 
     tokens_of, latents = _Tokens(tokenizer), latents.to(diffusion.signal.device)
@@ -93,9 +95,10 @@ def conditional_loss(
         chosen = data.draw(schedule.batch, generator)
         texts = prompts([data.emoji[n] for n in chosen.tolist()], dropout, generator)
         tokens = tokens_of.of(texts).to(diffusion.signal.device)
-        clean = latents.draw(chosen, generator)
-        return denoising_loss(
-            lambda x, t: predict(x, t, tokens, chosen), clean, diffusion, schedule.snr_gamma, generator
-        )
+        rows = chosen
+        if variants > 1:
+            rows = chosen + len(data.emoji) * torch.randint(variants, chosen.shape, generator=generator)
+        clean = latents.draw(rows, generator)
+        return denoising_loss(lambda x, t: predict(x, t, tokens, rows), clean, diffusion, schedule.snr_gamma, generator)
 
     return loss
