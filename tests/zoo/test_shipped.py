@@ -1,6 +1,8 @@
 """What ships of the zoo: small enough, whole, and what its card says."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +84,17 @@ def test_a_plan_knows_what_else_the_pipeline_loads(pipe: StableDiffusionPipeline
     assert found.others == pytest.approx(beside, rel=1e-3) and found.latents == 16
     decoder = load_outline(entry("emoji-sd").path, "vae")
     assert decoder.latents == 16 and not decoder.is_denoiser and not decoder.every_step
+
+
+@there
+def test_a_plan_counts_weights_once_and_reads_no_damaged_ones(tmp_path: Path) -> None:
+    wanted, copy = load_outline(entry("emoji-sd").path).others, tmp_path / "copy"
+    shutil.copytree(entry("emoji-sd").path, copy)
+    file = copy / "vae/diffusion_pytorch_model.safetensors"
+    shutil.copy(file, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert load_outline(copy).others == wanted
+    file.write_bytes(b"half a download")
+    assert load_outline(copy).others is None
 
 
 def loaded(quantized: bool) -> StableDiffusionPipeline:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from halftone.artifact.folder import INDEX, check_folder, read_json
@@ -93,13 +93,18 @@ def load_outline(source: str | Path, component: str | None = None) -> Outline:
     return Outline(module, name, _latents(module, folder), None if folder is None else _others(folder, name))
 
 
-def _others(folder: Path, name: str) -> int:
-    """Return the bytes in float32 of what else a pipeline loads, from the heads of its files."""
+def _others(folder: Path, name: str) -> int | None:
+    """Return the bytes in float32 of what else a pipeline loads, from the heads of its files; None where one cannot be read."""
     total = 0
     for other in listed(read_json(folder / INDEX)):
-        for file in (folder / other).glob("*.safetensors") if other != name else ():
-            with safe_open(file, "np") as stored:
-                total += sum(4 * math.prod(stored.get_slice(key).get_shape()) for key in stored.keys())  # noqa: SIM118
+        files = list((folder / other).glob("*.safetensors")) if other != name else []
+        plain = [file for file in files if ".fp16." not in file.name]  # the same weights again
+        for file in plain or files:
+            try:
+                with safe_open(file, "np") as stored:
+                    total += sum(4 * math.prod(stored.get_slice(key).get_shape()) for key in stored.keys())  # noqa: SIM118
+            except (OSError, SafetensorError):
+                return None
     return total
 
 
