@@ -6,8 +6,8 @@ from benchmarks.cpu_unet.contenders import BASELINE, BY_NAME, RIVAL
 from benchmarks.markdown import table
 
 BLOCK = "cpu"
-_ROADS = (BASELINE, "torch-bf16-compiled", "openvino-bf16", RIVAL, "halftone-w8a8-attention", "halftone-w4a8-attention")
-_PACKED = "halftone-w4a8-packed"
+_FLOATS = (BASELINE, "torch-bf16-compiled", "openvino-bf16")
+_ROADS = (*_FLOATS, RIVAL, "halftone-w8a8-attention", "halftone-w4a8-attention", "halftone-w4a8-packed")
 _PIXELS = (256, 512)
 Rows = dict[str, dict[str, Any]]
 
@@ -18,7 +18,7 @@ def block(sections: dict[str, Rows], model: str = "sd-1.5") -> str | None:
     if not all(timed):
         return None
     found = [row["metrics"]["contenders"] for row in timed if row]
-    body = [_line(name, found, sections.get("footprint", {}), model) for name in (*_ROADS, _PACKED)]
+    body = [_line(name, found, sections.get("footprint", {}), model) for name in _ROADS]
     head = ["road"]
     for pixels in _PIXELS:
         head += [f"{pixels} px, s", "× torch bf16", "× OpenVINO int8"]
@@ -40,6 +40,6 @@ def _line(name: str, found: list[Rows], footprints: Rows, model: str) -> list[st
         faster = contenders[name]["faster_than"]
         cells += [f"{faster[anchor]['value']:.2f}" if anchor in faster else "-" for anchor in (BASELINE, RIVAL)]
     facts = footprints.get(f"{model}-{_PIXELS[0]}-b1-{name}", {}).get("metrics", {})
-    known = "memory" in facts
-    sizes = (facts["memory"]["peak"], facts["disk_bytes"]) if known else ()
-    return [*cells, *(f"{size / 1e9:.2f}" for size in sizes)] if known else [*cells, "-", "-"]
+    if "memory" not in facts:
+        return [*cells, "-", "-"]
+    return [*cells, *(f"{size / 1e9:.2f}" for size in (facts["memory"]["peak"], facts["disk_bytes"]))]

@@ -6,19 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.quantizing.whole import PROMPTS, Peak, environment
+from benchmarks.quantizing.whole import PROMPTS, Most, environment, peak_of
 from benchmarks.records import ROOT
+from halftone.evaluate.bench import disk_bytes
 from halftone.foundation.errors import ConfigError
 
 _TASK = "reconstructing"
 _LINE = re.compile(_TASK + r" (\d+)/(\d+) blocks, ([\d:]+) elapsed, (?:([\d:]+) left|(done)|ETA unknown)")
-_EVERY = 0.2  # seconds between two looks at the disk
 _SHARES = (0.1, 0.25, 0.5, 0.75)
 
 
@@ -116,11 +115,12 @@ def _run(given: Bounded, model: Path, out: Path, kill_at: float | None = None, r
     words = ["quantize", str(model), *given.options, "--budget", "paper", "--prompts", str(PROMPTS), "-o", str(out)]
     command = [sys.executable, "-m", "halftone", *words, *(["--resume"] if resume else [])]
     began = time.monotonic()
-    told, disk = Told(), _Disk(out.parent / f"{out.name}.work")
+    work = out.parent / f"{out.name}.work"  # spilled activations, the calibration's samples, finished blocks
+    told, disk = Told(), Most(lambda: disk_bytes(work))
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, cwd=ROOT, env=environment(), **pipes) as process:  # type: ignore[call-overload]
         assert process.stderr is not None
-        peak = Peak(process.pid)
+        peak = Most(lambda: peak_of(process.pid))
         last = _heard(process.stderr, told, lambda: kill_at is not None and told.share >= kill_at, process)
         code = process.wait()
     seconds = time.monotonic() - began
@@ -140,29 +140,3 @@ def _heard(stream: IO[str], told: Told, enough: Any, process: "subprocess.Popen[
         if enough():
             os.kill(process.pid, signal.SIGKILL)
     return last
-
-
-class _Disk:
-    """The most bytes that a folder of unfinished work held: spilled activations, the calibration's samples, finished blocks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.most, self._ended = folder, 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(_EVERY):
-            total = 0
-            for root, _, names in os.walk(self.folder):
-                for name in names:
-                    try:
-                        total += (Path(root) / name).stat().st_size
-                    except OSError:  # gone meanwhile
-                        continue
-            self.most = max(self.most, total)
-
-    def stop(self) -> int:
-        """Return bytes."""
-        self._ended.set()
-        self._thread.join()
-        return self.most

@@ -1,5 +1,6 @@
 """Run ``halftone quantize`` as a user would, and watch how long it takes and how much memory."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from benchmarks.records import ROOT
 from halftone.evaluate.bench import disk_bytes
 from halftone.foundation.errors import ConfigError
 
-_EVERY = 0.5  # seconds between two looks at the memory
+_EVERY = 0.2  # seconds between two looks
 PROMPTS = Path(__file__).parent / "prompts.txt"
 
 
@@ -56,7 +57,7 @@ def watched(command: Command, model: Path, place: Path, say: Callable[[str], Non
     given = ["quantize", str(model), *command.options, "--prompts", str(PROMPTS), "-o", str(out), "--json"]
     began = time.monotonic()
     process = subprocess.Popen([*program, *given], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
-    peak = Peak(process.pid)
+    peak = Most(lambda: peak_of(process.pid))
     answer, _ = process.communicate()
     seconds = time.monotonic() - began
     if process.returncode:
@@ -74,28 +75,31 @@ def watched(command: Command, model: Path, place: Path, say: Callable[[str], Non
     return found
 
 
-class Peak:
-    """The most memory that a process held, asked again and again: the system forgets it when the process ends."""
+class Most:
+    """The most that was ever found by asking again and again, in a thread of its own; a look that fails (a process that has
+    ended, a file that is gone) is none."""
 
-    def __init__(self, pid: int) -> None:
-        self.file, self.most, self._ended = Path(f"/proc/{pid}/status"), 0, threading.Event()
+    def __init__(self, ask: Callable[[], int]) -> None:
+        self.ask, self.most, self._ended = ask, 0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._ended.wait(_EVERY):
-            try:
-                lines = self.file.read_text(encoding="ascii").splitlines()
-            except OSError:
-                return  # it has ended
-            sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-            self.most = max([self.most, *sizes])
+            with contextlib.suppress(OSError):
+                self.most = max(self.most, self.ask())
 
     def stop(self) -> int:
-        """Return bytes."""
+        """Return it."""
         self._ended.set()
         self._thread.join()
         return self.most
+
+
+def peak_of(pid: int) -> int:
+    """Return the most bytes that a process has held so far: the system forgets it when the process ends."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return max((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), default=0)
 
 
 def _checked(command: list[str], say: Callable[[str], None]) -> str:

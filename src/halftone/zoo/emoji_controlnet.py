@@ -141,18 +141,13 @@ def train(
         control = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return pipe.unet(x, t, text, **control).sample
 
-    about = {"data": data.digest, "base": base, "variants": _VARIANTS, "least": _LEAST}
+    pictures = {"variants": _VARIANTS, "least": _LEAST}
+    about = {"data": data.digest, "base": base, **pictures}
     loop = replace(training.loop, minutes=training.minutes, seed=training.seed)
     diffusion = Diffusion.of(pipe.scheduler, device)
     loss = conditional_loss(predict, data, latents, pipe.tokenizer, loop, training.dropout, diffusion, _VARIANTS)
     facts = fit(net, loss, loop, work / "controlnet.pt", device, say, about=about)
-    return net.requires_grad_(False), {
-        **facts,
-        "dropout": training.dropout,
-        "cells": CELLS,
-        "variants": _VARIANTS,
-        "least": _LEAST,
-    }
+    return net.requires_grad_(False), {**facts, "dropout": training.dropout, "cells": CELLS, **pictures}
 
 
 def _variants(pipe: StableDiffusionPipeline, data: EmojiData, seed: int) -> tuple[Latents, torch.Tensor]:
