@@ -1,5 +1,6 @@
 """What networks see in the pictures: whether they show what the prompt names, and how far all of them are from real ones."""
 
+import io
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.records import digest_of
 from benchmarks.text_to_image.uses import Use, positions
 from benchmarks.text_to_image.workshop import Workshop
 from halftone.evaluate.alignment import alignment, concept_ranks
 from halftone.evaluate.kernel_distance import kernel_distance
 from halftone.evaluate.picture_features import Features, latent_features, squeezenet_features
 from halftone.evaluate.sample import Samples
+from halftone.foundation.files import sha256_of, write_atomically
 from halftone.zoo.emoji_controlnet import overlap, restored
 from halftone.zoo.emoji_style_lora import printed, style_share
 
@@ -68,11 +71,22 @@ class Looks:
         weights = self.workshop.settings.squeezenet
         styled = styled and weights is not None
         if (name, styled) not in self._known:
-            own = name != "SqueezeNet" and not styled
-            self._known[name, styled] = (
-                self.workshop.known.features if own else self._networks[name](self._real(weights, styled))  # type: ignore[arg-type]
-            )
+            if weights is None or (name != "SqueezeNet" and not styled):
+                self._known[name, styled] = self.workshop.known.features
+            else:
+                self._known[name, styled] = self._looked_at(name, styled, weights)
         return self._known[name, styled]
+
+    def _looked_at(self, name: str, styled: bool, weights: Path) -> np.ndarray:
+        """Return features of the real pictures, kept in the cache: looking at all of them takes minutes."""
+        key = digest_of([self.workshop.model["sha256"], name, styled, sha256_of(weights)])
+        file = self.workshop.settings.cache / "references" / f"{key}.npy"
+        if not file.exists():
+            content = io.BytesIO()
+            np.save(content, self._networks[name](self._real(weights, styled)))
+            write_atomically(file, content.getvalue())
+        found: np.ndarray = np.load(file)
+        return found
 
     def _real(self, weights: Path, styled: bool) -> np.ndarray:
         """Return the real pictures, which lie beside SqueezeNet's weights, ``[M, 3, S, S]`` in [0, 1]."""
