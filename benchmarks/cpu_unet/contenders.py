@@ -1,6 +1,6 @@
 """The contenders, as data: adding one is adding an entry."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 BASELINE = "torch-bf16"
@@ -8,6 +8,8 @@ RIVAL = "openvino-int8"
 # Who takes part in every group, so that ratios are between turns of one group.
 ANCHORS = (BASELINE, RIVAL)
 REFERENCE = "torch-fp32"  # whose output the errors are distances to
+
+OURS = "halftone_engine"  # the road
 
 # Attention in float, as all others have it.
 _FLOAT_ATTENTION = ("policy.0.operands=null",)
@@ -24,7 +26,7 @@ class Contender:
         prepare: options of the road's ``prepare``; contenders of equal options share what it made.
         load: options of its ``load``.
         peers: whether it needs the packages of ``requirements.txt``, and so runs in their environment.
-        trained_only: whether only its error on trained models is of interest.
+        only: sections that it is in; empty for all of them.
     """
 
     name: str
@@ -33,12 +35,17 @@ class Contender:
     prepare: dict[str, Any] = field(default_factory=dict)
     load: dict[str, Any] = field(default_factory=dict)
     peers: bool = False
-    trained_only: bool = False
+    only: tuple[str, ...] = ()
 
     @property
     def profiled(self) -> bool:
         """Whether its operators' times can be had: from PyTorch's profiler, or from OpenVINO's counters."""
-        return self.road in ("halftone_engine", "torch_float", "openvino_ir") and not self.load.get("compiled")
+        return self.road in (OURS, "torch_float", "openvino_ir") and not self.load.get("compiled")
+
+    @property
+    def simulated(self) -> "Contender":
+        """The same artifact on the engine that defines what it computes."""
+        return replace(self, load={"engine": "simulate"}, peers=False)
 
 
 # Whose parts are switched off one by one.
@@ -49,15 +56,17 @@ def _torch(name: str, title: str, dtype: str, **load: Any) -> Contender:
     return Contender(name, title, "torch_float", {"dtype": dtype}, {"dtype": dtype, **load})
 
 
-def _halftone(name: str, title: str, recipe: str, *overrides: str, peers: bool = False, **load: Any) -> Contender:
+def _halftone(
+    name: str, title: str, recipe: str, *overrides: str, only: tuple[str, ...] = (), peers: bool = False, **load: Any
+) -> Contender:
     given = {"recipe": recipe, "overrides": list(overrides)}
-    return Contender(name, title, "halftone_engine", given, {"engine": "torch", **load}, peers)
+    return Contender(name, title, OURS, given, {"engine": "torch", **load}, peers, only)
 
 
 def _q_diffusion(recipe: str, title: str) -> Contender:
     # Learned rounding at the smallest budget, minutes where nearest rounding takes seconds; attention in 8 bits too.
     given = {"recipe": recipe, "budget": "demo"}
-    return Contender(recipe, title, "halftone_engine", given, {"engine": "torch"}, trained_only=True)
+    return Contender(recipe, title, OURS, given, {"engine": "torch"}, only=("error",))
 
 
 CONTENDERS = (
@@ -121,6 +130,27 @@ CONTENDERS = (
         "rtn-w8a8",
         peers=True,
         engine="openvino",
+    ),
+    # What is float in the network is float32: how far our graphs are from the definition, and not bfloat16.
+    _halftone(
+        "halftone-w8a8-openvino-f32",
+        "Halftone W8A8 on OpenVINO, f32 between layers",
+        "rtn-w8a8",
+        *_FLOAT_ATTENTION,
+        only=("distance",),
+        peers=True,
+        engine="openvino",
+        precision="f32",
+    ),
+    _halftone(
+        "halftone-w4a8-openvino-f32",
+        "Halftone W4A8 on OpenVINO, f32 between layers",
+        "rtn-w4a8",
+        *_FLOAT_ATTENTION,
+        only=("distance",),
+        peers=True,
+        engine="openvino",
+        precision="f32",
     ),
     _halftone("halftone-w8a8-compiled", "Halftone W8A8, compiled", "rtn-w8a8", *_FLOAT_ATTENTION, compiled=True),
     _q_diffusion("q-diffusion-w8a8", "Halftone W8A8, Q-Diffusion"),

@@ -49,6 +49,20 @@ def error(contender: Contender, model: str, workshop: Workshop) -> dict[str, Any
     return {**found, "disk_bytes": size, "prepared": workshop.facts(contender, model)}
 
 
+def distance(contender: Contender, model: str, case: Case | None, workshop: Workshop) -> dict[str, Any]:
+    """Return how far one of our engines' outputs are from those of the engine that defines them, same artifact and inputs."""
+    inputs = workshop.recorded(model, evaluation=True) if case is None else workshop.inputs(case)
+    place = inputs.with_name(f"{contender.name}.npy")
+    outputs = []
+    for each in (contender, contender.simulated):
+        with workshop.start(each, model, inputs) as process:
+            process.ask("outputs", str(place))
+        outputs.append(np.load(place).astype(np.float64))
+        place.unlink()
+    found, wanted = outputs
+    return distances(found, wanted, Inputs.load(inputs).timestep)
+
+
 def _error(process: Process, contender: Contender, model: str, inputs: Path, workshop: Workshop) -> dict[str, Any]:
     """Return distances of a worker's outputs to the float32 model's, over all inputs and call by call."""
     reference = inputs.with_suffix(".reference.npy")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_unet.cases import short
-from benchmarks.cpu_unet.contenders import BY_NAME
-from benchmarks.cpu_unet.measure import error, footprint, latency, weigh, weight
+from benchmarks.cpu_unet.contenders import BY_NAME, OURS
+from benchmarks.cpu_unet.measure import distance, error, footprint, latency, weigh, weight
 from benchmarks.cpu_unet.plan import Row, rows
 from benchmarks.cpu_unet.process import Failed
 from benchmarks.cpu_unet.settings import Settings
@@ -18,7 +18,6 @@ from benchmarks.records import circumstances, readable, there
 from halftone.foundation.files import write_atomically
 
 SCHEMA = 1
-_OURS = "halftone_engine"
 
 
 def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
@@ -42,7 +41,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
         content = {"schema": SCHEMA, "row": _plain(row), "protocol": protocol(row, settings), **circumstances(seconds)}
         write_atomically(path_of(row, settings), readable({**content, "metrics": metrics}))
         say(f"[{number}/{len(wanted)}] {row.section}/{row.name}: {_spoken(row, metrics)} ({seconds:.0f} s)")
-        if any("failed" in each for name, each in _by_contender(row, metrics).items() if BY_NAME[name].road == _OURS):
+        if any("failed" in each for name, each in _by_contender(row, metrics).items() if BY_NAME[name].road == OURS):
             failed.append(f"{row.section}/{row.name}")
     return failed
 
@@ -71,6 +70,8 @@ def _measured(row: Row, workshop: Workshop) -> dict[str, Any]:
         if row.section == "levers":
             assert case is not None
             return workshop.levers(first, case.model, workshop.inputs(case))
+        if row.section == "distance":
+            return distance(first, row.model, case, workshop)
         return error(first, row.model, workshop)
     except Failed as reason:
         return {"failed": str(reason)}
@@ -122,7 +123,7 @@ def _spoken(row: Row, metrics: dict[str, Any]) -> str:
         return f"{metrics['wall']:.3f} s a call"
     if row.section == "levers":
         return f"{metrics['seconds']['median']:.3f} s a call"
-    if row.section == "error":
+    if row.section in ("error", "distance"):
         return f"relative MSE {metrics['relative_mse']:.3g}"
     times = {name: each.get("median") for name, each in metrics["contenders"].items()}
     return ", ".join(f"{name} {seconds:.3f}" if seconds else f"{name} does not run" for name, seconds in times.items())

@@ -9,7 +9,7 @@ from benchmarks.records import ROOT
 RESULTS = Path(__file__).parent / "results"
 CACHE = ROOT / "runs" / "cpu_unet"
 DOCS = ROOT / "docs" / "results"
-SECTIONS = ("footprint", "latency", "error", "profile", "levers")
+SECTIONS = ("footprint", "latency", "error", "profile", "levers", "distance")
 
 
 @dataclass(frozen=True)
