@@ -125,7 +125,6 @@ def test_the_shipped_lora_prints_in_one_ink(quantized: bool) -> None:
     assert whole > 0.5 > plain and whole > half > plain
 
 
-@pytest.mark.skipif(not entry("emoji-controlnet").installed, reason="its weights do not ship")
 @pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:.*an input that calibration did not see")
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "quantized"])
 def test_the_shipped_controlnet_fills_the_mask(quantized: bool) -> None:

@@ -87,7 +87,7 @@ CATALOG = (
         _EMOJI,
         "FOLDER",
         ("minutes", "work", "samples", "base"),
-        90.0,
+        36.0,
     ),
 )
 

@@ -38,7 +38,7 @@ class ControlTraining:
         dropout: share of empty prompts, half as many again as the base model had: then the mask alone must do.
     """
 
-    minutes: float = 90.0
+    minutes: float = 36.0
     seed: int = 0
     dropout: float = 0.15
     loop: Training = field(default_factory=lambda: Training(batch=16, lr=3e-4, warmup=100, ema=0.998))
