@@ -45,7 +45,8 @@ def typical(row: Result) -> str:
 
 def floor_sentence(section: Section) -> list[str]:
     """Return what the distances of a section have to be read against."""
-    row = next((row for row in section.values() if row.distribution), None)
+    counted = [row for row in section.values() if row.distribution]
+    row = max(counted, key=lambda each: each.protocol["samples"], default=None)  # of the tables, not of further seeds
     if row is None or row.distribution is None:
         return []
     found, floor = row.distribution, row.distribution["floor"]

@@ -7,7 +7,7 @@ from tests.cli.conftest import Halftone
 
 from halftone.engines import fastest
 
-pytest.importorskip("openvino", reason="needs the package openvino: pip install 'halftone[openvino]'")
+pytest.importorskip("openvino", reason="needs the package openvino: pip install 'openvino>=2025.0'")
 
 
 def test_generate_inspect_and_export(halftone: Halftone, model: Path, quantized: Path, tmp_path: Path) -> None:

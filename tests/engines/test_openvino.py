@@ -24,7 +24,7 @@ from halftone.nn.attention import install_operands
 from halftone.nn.running import set_weights
 from halftone.quant import QuantSpec
 
-pytest.importorskip("openvino", reason="needs the package openvino: pip install 'halftone[openvino]'")
+pytest.importorskip("openvino", reason="needs the package openvino: pip install 'openvino>=2025.0'")
 
 EXACT = 1e-6  # of the largest output, of one layer in f32: sums in another order
 ROUNDED = 1e-2  # in bf16: outputs have 8 bits
@@ -233,7 +233,7 @@ def test_new_numbers_make_a_new_graph() -> None:
 
 
 def test_adapters_are_part_of_the_graph() -> None:
-    peft = pytest.importorskip("peft", reason="needs peft: pip install 'halftone[lora]'")
+    peft = pytest.importorskip("peft", reason="needs peft: pip install 'peft>=0.17'")
     network = conditional_unet()
     args, kwargs = example_inputs(network, 1)
     plain = run(network, "openvino", *args, precision="f32", **kwargs).sample

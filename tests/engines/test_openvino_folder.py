@@ -11,7 +11,7 @@ from halftone.engines import session, set_engine
 from halftone.foundation.errors import ArtifactError, OutputError
 from halftone.nn import QuantConv2d, QuantLinear
 
-pytest.importorskip("openvino", reason="needs the package openvino: pip install 'halftone[openvino]'")
+pytest.importorskip("openvino", reason="needs the package openvino: pip install 'openvino>=2025.0'")
 
 
 def test_an_export_is_taken_in_place_of_exporting(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from halftone.engines import running, set_engine
 from halftone.foundation.errors import KernelError
 
-pytest.importorskip("openvino", reason="needs the package openvino: pip install 'halftone[openvino]'")
+pytest.importorskip("openvino", reason="needs the package openvino: pip install 'openvino>=2025.0'")
 
 
 def test_copies_pickles_and_threads() -> None:

@@ -26,7 +26,7 @@ def test_engines_of_kernels_and_of_whole_networks() -> None:
 
 def test_a_package_that_is_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "installed", lambda: None)
-    assert "halftone[openvino]" in str(unavailable("openvino"))
+    assert "openvino>=2025.0" in str(unavailable("openvino"))
     with pytest.raises(KernelError, match="not installed.*--engine torch"):
         set_engine(unet(), "openvino")
     monkeypatch.setattr(openvino, "installed", lambda: "2023.3.0")

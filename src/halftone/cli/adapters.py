@@ -23,7 +23,7 @@ def use_loras(pipe: "DiffusionPipeline", wanted: list[str]) -> None:
     if not wanted:
         return
     if importlib.util.find_spec("peft") is None:
-        raise MissingExtra("--lora", "PEFT", "none", "pip install 'halftone[lora]'")
+        raise MissingExtra("--lora", "PEFT", "none", "pip install 'peft>=0.17'")
     scales = {}
     for number, text in enumerate(wanted):
         source, scales[f"lora{number}"] = parse_lora(text)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halftone.cli.options import (
+    Dtype,
     Engine,
     Guidance,
     Json,
@@ -20,6 +21,7 @@ from halftone.cli.options import (
     Seed,
     Steps,
     Weights,
+    check_dtype,
     read_prompts,
 )
 from halftone.cli.output import emit, table, working
@@ -92,6 +94,7 @@ def command(
     negative: Negative = None,
     engine: Engine = None,
     weights: Weights = "ready",
+    dtype: Dtype = "float32",
     trail: Annotated[int, typer.Option(min=0, help="Images for the errors at each step; 0 leaves them out.")] = 16,
     expect: Annotated[
         list[str] | None,
@@ -118,6 +121,7 @@ def command(
       halftone evaluate my-model --against original --prompts captions.txt --samples 2000 --public weights --real photos
     """
     wanted = [parse_expectation(text, against is not None) for text in expect or []]
+    check_dtype(dtype)
     texts = read_prompts(prompts) if prompts else None
     with working() as progress:
         from dataclasses import replace
@@ -128,7 +132,7 @@ def command(
         from halftone.foundation.files import label
 
         check(public, real)  # before the hours of sampling
-        pipe = open_to_sample(model, device, weights)
+        pipe = open_to_sample(model, device, weights, dtype)
         for note in models.use_engine(pipe, engine, models.rows_of(pipe, min(batch, samples), guidance)):
             progress.say(f"note: {note}")
         other = open_model(against, device=device) if against else None
@@ -142,7 +146,7 @@ def command(
         found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
         names = {"model": label(model), "against": label(against) if against else None}
-        record = {**found.plain(), **names, "engine": engine, "expectations": results, "notes": notes}
+        record = {**found.plain(), **names, "engine": engine, "dtype": dtype, "expectations": results, "notes": notes}
         folder = models.local_artifact(model, pipe) if keep else None
         if folder:
             _keep(folder, record, drawn, paired, other, how, texts, progress)

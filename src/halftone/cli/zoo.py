@@ -50,7 +50,7 @@ def train(
     minutes: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Training time; a pipeline's budget. Default: 240, of a LoRA 30, of a ControlNet 90."
+            min=0.0, help="Training time; a pipeline's budget. Default: 240, of a LoRA 30, of a ControlNet 36."
         ),
     ] = None,
     work: Annotated[

@@ -190,6 +190,9 @@ def _enlarged(data: dict[str, Any], how: Enlarged, where: str) -> dict[str, Any]
             where = f"recipe {data.get('name')}: {where}.drop"
             raise ConfigError(where, "a step of the recipe", step, suggest(step, data["steps"]))
     steps = {name: step for name, step in data["steps"].items() if name not in how.drop}
+    title = data.get("title")
+    if title and how.drop:  # whoever reads the model's card must not take it for the whole method
+        data = {**data, "title": f"{title}, as a large denoiser has it: without {', '.join(how.drop)}"}
     return dict(assigned({**data, "steps": steps}, how.set))
 
 

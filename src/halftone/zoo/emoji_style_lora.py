@@ -95,7 +95,7 @@ def train(
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ConfigError(f"zoo:{NAME}", "PEFT", "none", "pip install halftone[lora]") from error
+        raise ConfigError(f"zoo:{NAME}", "PEFT", "none", "pip install 'peft>=0.17'") from error
 
     base = frozen(pipe, device)
     latents = latents_of(pipe.vae, printed(data.pixels(torch.arange(len(data.emoji)))))

@@ -9,7 +9,7 @@ from torch import nn
 from halftone.engines.contract import AbstractNetworkEngine, AbstractSession
 from halftone.foundation.errors import ConfigError
 
-_EXTRA = "pip install 'halftone[openvino]'"
+_EXTRA = "pip install 'openvino>=2025.0'"
 _OLDEST = (2025, 0)
 
 
