@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from halftone.artifact import attach, save_pipeline
-from halftone.calibrate.conditions import usual_prompts
+from halftone.calibrate.conditions import prompts_of
 from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import label
@@ -116,7 +116,7 @@ def quantize(
         loaded = load(loaded, budget, list(overrides), part_of(pipe, component).parameters)
     refuse_unfit_controlnets(pipe)
     if each is None and "prompt" in signature(type(pipe).__call__).parameters:
-        each = {"prompt": usual_prompts()}
+        each = {"prompt": prompts_of(pipe)[0]}
     run = Run(
         seed=seed,
         work=Path(work) if work else None,

@@ -246,6 +246,14 @@ def test_without_prompts_the_usual_ones_calibrate(halftone: Halftone, base: Path
     assert done.code == 0, done.err
     assert "the 100 prompts that come with Halftone" in done.err
     assert done.json["report"]["trajectory"]["conditions"]["prompt"].startswith("100 values")
+    own = shutil.copytree(base / "model", tmp_path / "model")
+    (own / "prompts.txt").write_text("a red circle\n\na blue square\n")
+    done = halftone("quantize", own, *how, "-o", tmp_path / "own", "--json")
+    assert done.code == 0 and "the 2 prompts that come with the model" in done.err
+    assert done.json["report"]["trajectory"]["conditions"]["prompt"].startswith("2 values")
+    for content, word in ((b"\xff\xfe", "UTF-8"), (b"\n", "a line each")):
+        (own / "prompts.txt").write_bytes(content)
+        refused(halftone, [word, "--prompts FILE"], "quantize", own, *how, "-o", tmp_path / "none")
 
 
 def test_evaluating_under_the_guidance_that_was_calibrated(
@@ -263,7 +271,7 @@ def test_evaluating_under_the_guidance_that_was_calibrated(
 
 
 @pytest.mark.filterwarnings("ignore:There are modules in")  # diffusers', on casts
-def test_another_dtype(halftone: Halftone, quantized: Path, model: Path, tmp_path: Path) -> None:
+def test_another_dtype(halftone: Halftone, base: Path, quantized: Path, model: Path, tmp_path: Path) -> None:
     drawn = {}
     for dtype in ("float32", "bfloat16"):
         done = halftone(*DRAW, quantized, "--dtype", dtype, "-o", tmp_path / f"{dtype}.png")
@@ -275,6 +283,11 @@ def test_another_dtype(halftone: Halftone, quantized: Path, model: Path, tmp_pat
     timed = halftone("bench", quantized, "--dtype", "bfloat16", "--rounds", 2, "--warmup", 0, "--no-keep", "--json")
     assert timed.code == 0, timed.err
     assert timed.json["protocol"]["dtype"] == "bfloat16" and timed.json["rows"][0]["memory"]["peak"] > 0
+    how = ("--samples", 2, "--steps", 2, "--trail", 0, "--no-keep", "--json", "--dtype", "bfloat16")
+    against = ("--against", base / "model", "--prompts", base / "prompts.txt")
+    measured = halftone("evaluate", quantized, *against, *how)
+    assert measured.code == 0, measured.err
+    assert measured.json["dtype"] == "bfloat16" and measured.json["paired"]["psnr"]["value"] > 5
     where = ("-o", tmp_path / "x.png", "--dtype")
     refused(
         halftone, ["--dtype", "Did you mean 'bfloat16'"], "generate", quantized, "--prompt", "a", *where, "bfloat61"

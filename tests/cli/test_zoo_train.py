@@ -204,7 +204,10 @@ def test_zoo_train_emoji(halftone: Halftone, monkeypatch: pytest.MonkeyPatch, tm
         measured["features"] == "emoji-sd latents" and measured["prompts"] == 4 and len(measured["top1_by_seed"]) == 2
     )
     assert 0 <= measured["top1"] <= measured["top5"] <= 1
-    assert {"card.json", "README.md", "samples.png", "alignment.safetensors"} <= {p.name for p in out.iterdir()}
+    made = {p.name for p in out.iterdir()}
+    assert {"card.json", "README.md", "samples.png", "alignment.safetensors", "prompts.txt"} <= made
+    others = (out / "prompts.txt").read_text().splitlines()
+    assert len(others) == 3, "of seven concepts four are evaluated"
     assert "Data: Noto emoji, 9 images of 7 concepts" in (out / "README.md").read_text()
     assert {"vocab.json", "merges.txt"} <= {p.name for p in (out / "tokenizer").iterdir()}
     drawn = halftone("generate", out, "-n", 2, "--prompt", "red circle", "--steps", 2, "-o", tmp_path / "grid.png")

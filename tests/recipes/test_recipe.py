@@ -119,6 +119,9 @@ def test_a_large_denoiser_has_budgets_of_its_own(write: Callable[..., str]) -> N
     found = load(path, "fast", ["calibration.samples=8"], LARGE + 1)
     assert list(found.steps) == ["split", "weights", "activations"]
     assert (found.calibration.samples, found.steps["activations"]["samples"]) == (8, 2)
+    assert (
+        small.title == "child" and "without reconstruct" in found.title
+    )  # or its card would promise what was left out
     assert load(path, "paper", parameters=LARGE + 1) == load(path, "paper")
     grandchild = _file(write, "grandchild", extends=path, drop=["reconstruct"])
     assert list(load(grandchild, "fast", parameters=LARGE + 1).steps) == ["split", "weights", "activations"]

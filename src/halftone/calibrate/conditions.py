@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,32 @@ from PIL import Image
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.seeds import generator
 
+PROMPTS = "prompts.txt"
 
-def usual_prompts() -> list[str]:
-    """Return a hundred short descriptions of many kinds of pictures: what to calibrate on where nobody names prompts."""
-    text = resources.files("halftone.calibrate").joinpath("prompts.txt").read_text(encoding="utf-8")
-    return text.splitlines()
+
+def prompts_of(pipe: Any) -> tuple[list[str], bool]:
+    """Return what to calibrate ``pipe`` on where nobody names prompts, and whether the model brought them.
+
+    They are the lines of ``prompts.txt`` in the folder that the pipeline came from, or a hundred short descriptions of many kinds
+    of pictures.
+
+    Raises:
+        ConfigError: that file is empty, or no UTF-8.
+    """
+    name = getattr(pipe.config, "_name_or_path", None)
+    file = Path(str(name)) / PROMPTS
+    if not name or not file.is_file():
+        ours = resources.files("halftone.calibrate").joinpath(PROMPTS).read_text(encoding="utf-8")
+        return ours.splitlines(), False
+    try:
+        found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            str(file), "prompts in UTF-8, a line each", str(error), "Name others: --prompts FILE."
+        ) from error
+    if not found:
+        raise ConfigError(str(file), "prompts, a line each", "none", "Name others: --prompts FILE.")
+    return found, True
 
 
 def digest(value: Any) -> str:

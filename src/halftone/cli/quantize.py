@@ -210,12 +210,12 @@ def _calibrated_on(
     pipe: "DiffusionPipeline", prompts: list[str] | None, progress: "Progress"
 ) -> dict[str, list[Any]] | None:
     """Return the pipeline arguments with one value a trajectory: prompts, of the user's or ours, or labels."""
-    from halftone.calibrate.conditions import usual_prompts
+    from halftone.calibrate.conditions import prompts_of
     from halftone.cli.models import conditions, cut_off, takes
 
     if prompts is None and takes(pipe, "prompt"):
-        prompts = usual_prompts()
-        said = f"calibrating on the {len(prompts)} prompts that come with Halftone"
+        prompts, own = prompts_of(pipe)
+        said = f"calibrating on the {len(prompts)} prompts that come with {'the model' if own else 'Halftone'}"
         progress.say(f"note: {said}; --prompts FILE names those you will use")
     for note in cut_off(pipe, prompts):
         progress.say(f"note: {note}")

@@ -53,6 +53,7 @@ def _described(
     request: Request,
     progress: "Progress",
 ) -> Described:
+    from halftone.calibrate.conditions import PROMPTS
     from halftone.kernels.machine import machine
     from halftone.zoo import emoji_tokenizer
 
@@ -75,6 +76,7 @@ def _described(
     tokens = emoji_tokenizer.files(request.work / "tokenizer")
     beside: dict[str, bytes | str] = {
         "alignment.safetensors": reference,
+        PROMPTS: "\n".join(calibration_prompts(emoji, alignment_prompts(emoji, prompts))) + "\n",
         **{f"tokenizer/{name}": text for name, text in tokens.items()},
     }
     return Described(card, _readme(card), _picture(pipe, emoji, request.seed, progress), beside)
@@ -89,6 +91,13 @@ def alignment_prompts(emoji: "EmojiData", count: int) -> list[int]:
     plain = [number for number, each in enumerate(emoji.emoji) if not each.skin_tone]
     order = torch.randperm(len(plain), generator=generator(0, "alignment", "prompts"))[:count]
     return sorted(plain[number] for number in order.tolist())
+
+
+def calibration_prompts(emoji: "EmojiData", evaluated: list[int]) -> list[str]:
+    """Return one caption of each concept that the model is not evaluated with: what it is calibrated on unsaid."""
+    known = {emoji.emoji[number].concept for number in evaluated}
+    first = {each.concept: each.caption for each in reversed(emoji.emoji)}
+    return [first[concept] for concept in dict.fromkeys(emoji.concepts) if concept not in known]
 
 
 def _alignment(
