@@ -126,7 +126,8 @@ def _footprint(rows: Rows) -> list[str]:
         "## Memory, loading, bytes on disk",
         "",
         "Each from a fresh process. *Peak* is the greatest resident size above that of a process that has only imported the same "
-        "libraries, loading included, and with the pages of files that are mapped, which a system short of memory can drop; "
+        "libraries, loading included, and with the pages of files that are mapped, which a system short of memory can drop, "
+        "so that a row can be a few tenths of a GB too small; "
         "*touched* is what one more call reads or writes of all its pages, libraries included. Loading is from a warm disk cache; "
         "what is prepared in the first call is in the column after it. *Error* is the squared error of the output over the squares "
         "of the float32 one: with random weights, it only says that a road computes the same network.",
