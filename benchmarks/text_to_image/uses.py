@@ -118,12 +118,13 @@ def float_controlnet(settings: Settings) -> ControlNetModel:
 
 
 def arguments(
-    use: Use, texts: Sequence[str], pictures: np.ndarray | None, settings: Settings
+    use: Use, texts: Sequence[str], pictures: np.ndarray | None, settings: Settings, calibrating: bool = False
 ) -> tuple[dict[str, list], dict[str, Any]]:
     """Return what the use is called with: values for each picture, and values for all.
 
     Args:
         pictures: the float model's own ``[N, 3, S, S]`` in [0, 1], one of each prompt, for the uses that start from pictures.
+        calibrating: whether a ControlNet's masks are to lie elsewhere than those that are measured.
     """
     each: dict[str, list] = {"prompt": list(texts)}
     call: dict[str, Any] = {"guidance_scale": settings.guidance if use.guidance is None else use.guidance}
@@ -132,7 +133,7 @@ def arguments(
     if pictures is None:
         raise ConfigError(f"use {use.kind}", "pictures to start from", "none")
     if use.kind == "controlnet":
-        elsewhere = placed(torch.from_numpy(pictures), positions(len(pictures)))
+        elsewhere = placed(torch.from_numpy(pictures), positions(len(pictures), calibrating))
         each["image"] = _images(masks(elsewhere).numpy())
         return each, call
     others = pictures if use.kind == "inpaint" else np.roll(pictures, 1, axis=0)
@@ -147,9 +148,9 @@ def arguments(
     return each, call
 
 
-def positions(count: int) -> torch.Tensor:
+def positions(count: int, calibrating: bool = False) -> torch.Tensor:
     """Return where a ControlNet is to put pictures, ``[count, 3]`` as :func:`halftone.zoo.emoji_controlnet.places` has it."""
-    return places(count, generator(0, "text to image", "places"))
+    return places(count, generator(0, "text to image", "calibration places" if calibrating else "places"))
 
 
 def _images(pictures: np.ndarray) -> list[Image.Image]:

@@ -33,6 +33,8 @@ from halftone.zoo.catalog import folder as zoo_folder
 ALIGNMENT = "alignment.safetensors"
 _FACTS = "quantize.json"
 _LINEAR = "rtn-"
+_MASKS = 64  # that a ControlNet is calibrated on
+_OTHER_NOISE = 1000  # is added to the seed of what nothing is measured on
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,11 @@ class Workshop:
 
     def _controlnet(self, row: Row) -> ControlNetModel:
         """Return the ControlNet quantized with the row's recipe, calibrated beside the float U-Net."""
-        given, key = self.settings, [self.artifact_of(row).name, self.attached(USES[row.use])]
+        given, seen = self.settings, self._masks_to_calibrate_on()
+        key = [self.artifact_of(row).name, self.attached(USES[row.use]), digest(seen)]
         folder = given.cache / "models" / f"controlnet-{row.recipe}-{digest_of(key)}"
         if not (folder / _FACTS).exists():
-            pictures, work = self.float_samples(PLAIN)[0].images, folder / "work"
-            texts = self.known.others[: len(pictures)] or self.known.prompts
-            seen, _ = arguments(Use(kind="controlnet"), texts, pictures[: len(texts)], given)
-            made = made_for(self.load_float(), Use(kind="controlnet"), given)
+            made, work = made_for(self.load_float(), Use(kind="controlnet"), given), folder / "work"
             result = halftone.quantize(
                 made, self.recipe(row), steps=given.steps, seed=given.seed, budget=given.budget, each=seen,
                 component="controlnet", work=work, resume=work.exists(), memory=given.memory, progress=self.progress,
@@ -194,6 +194,24 @@ class Workshop:
             shutil.rmtree(work, ignore_errors=True)
         net: Any = ControlNetModel.from_pretrained(folder / "net")
         return net.eval().to(given.device)  # type: ignore[no-any-return]
+
+    def _masks_to_calibrate_on(self) -> dict[str, list]:
+        """Return prompts that nothing is evaluated with, and masks of the float model's pictures of them, smaller and moved."""
+        others, given = self.known.others or self.known.prompts, self.settings
+        texts = [
+            others[number] for number in np.linspace(0, len(others) - 1, min(_MASKS, len(others))).round().astype(int)
+        ]
+        key = digest_of([self.model["sha256"], texts, given.steps, given.guidance, given.seed, given.device])
+        file = given.cache / "float" / self.model["sha256"][:12] / f"masks-{key}.npz"
+        if not file.exists():
+            call = {"guidance_scale": given.guidance}
+            each = {"prompt": texts}
+            drawn = sample(
+                self.load_float(), len(texts), given.steps, given.seed, given.batch, self.progress, each, **call
+            )
+            _save(file, drawn)
+        seen, _ = arguments(Use(kind="controlnet"), texts, _read(file).images, given, calibrating=True)
+        return seen
 
     def attached(self, use: Use) -> dict[str, str]:
         """Return digests of the weights that a use puts on the model."""
