@@ -158,9 +158,10 @@ def _uses(rows: Rows, quality: Rows) -> list[str]:
     wanted = ", ".join(f"{points:g} at {bits.upper()}" for bits, points in TARGETS.items())
     note = (
         f"Target: at most so many points lost: {wanted}. *Surely* where the whole 95 % interval over prompts says so; *none* where "
-        f"the float model itself is right in less than {TELLING} % and nothing can be lost. Of *inpainting*, half of each picture is "
-        "the float model's own of the same prompt, and the networks look at all of it: there, distances tell more. *Both quantized*: "
-        "the U-Net was calibrated without a ControlNet, the ControlNet beside the float U-Net; neither saw the other's errors."
+        f"the float model itself is right in less than {TELLING} % and nothing can be lost. Of *inpainting*, half of each picture "
+        "is the float model's own of the same prompt, and the networks look at all of it: there, distances tell more. *Both "
+        "quantized*: the U-Net was calibrated without a ControlNet, the ControlNet beside the float U-Net; neither saw the "
+        "other's errors."
     )
     return ["## Uses", "", *table(head, body), note, "", *_obeyed(rows)]
 

@@ -198,18 +198,13 @@ class Workshop:
     def _masks_to_calibrate_on(self) -> dict[str, list]:
         """Return prompts that nothing is evaluated with, and masks of the float model's pictures of them, smaller and moved."""
         others, given = self.known.others or self.known.prompts, self.settings
-        texts = [
-            others[number] for number in np.linspace(0, len(others) - 1, min(_MASKS, len(others))).round().astype(int)
-        ]
-        key = digest_of([self.model["sha256"], texts, given.steps, given.guidance, given.seed, given.device])
+        texts = others[:: max(1, len(others) // _MASKS)][:_MASKS]  # from all over the list: its head is of one kind
+        key = digest_of([texts, given.steps, given.guidance, given.seed, given.device])
         file = given.cache / "float" / self.model["sha256"][:12] / f"masks-{key}.npz"
         if not file.exists():
-            call = {"guidance_scale": given.guidance}
-            each = {"prompt": texts}
-            drawn = sample(
-                self.load_float(), len(texts), given.steps, given.seed, given.batch, self.progress, each, **call
-            )
-            _save(file, drawn)
+            how, noise = {"guidance_scale": given.guidance}, given.seed + _OTHER_NOISE
+            pipe, each = self.load_float(), {"prompt": texts}
+            _save(file, sample(pipe, len(texts), given.steps, noise, given.batch, self.progress, each, **how))
         seen, _ = arguments(Use(kind="controlnet"), texts, _read(file).images, given, calibrating=True)
         return seen
 
