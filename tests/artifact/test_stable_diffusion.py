@@ -349,6 +349,14 @@ def test_a_controlnet_steers_a_quantized_unet(folder: Path, pipe: StableDiffusio
     assert not np.array_equal(off, on)
 
 
+def test_a_controlnet_of_another_width_is_refused_in_the_call(folder: Path, pipe: StableDiffusionPipeline) -> None:
+    fit = controlnet(tiny_stable_diffusion(folder.parent / "tokenizer"))
+    wide = ControlNetModel.from_config({**fit.config, "block_out_channels": [32, 32]}).eval()
+    made = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=wide)
+    with pytest.raises(ConfigError, match="expected residuals of 8 to 16 channels, got 32 to 32.*block_out_channels"):
+        draw(made, image=RED)
+
+
 @pytest.mark.slow
 def test_a_pipeline_with_a_controlnet_is_calibrated_with_it(folder: Path, tmp_path: Path) -> None:
     float_pipe = tiny_stable_diffusion(folder.parent / "tokenizer")

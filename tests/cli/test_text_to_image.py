@@ -28,8 +28,8 @@ from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion
 import halftone
 from halftone.cli import models
 from halftone.cli.app import run
-from halftone.cli.options import read_prompts
 from halftone.foundation.errors import ArtifactError, ConfigError
+from halftone.foundation.prompt_file import read_prompts
 from halftone.models.controlnets import refuse_unfit_controlnets
 
 from .conftest import Halftone
@@ -222,7 +222,7 @@ def test_the_mark_that_windows_puts_first_is_no_part_of_a_prompt(tmp_path: Path)
 def test_an_enormous_file_is_not_read(
     halftone: Halftone, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("halftone.cli.options._LARGEST_FILE", 20)
+    monkeypatch.setattr("halftone.foundation.prompt_file._LARGEST_FILE", 20)
     (tmp_path / "prompts.txt").write_text("a red circle and a blue square\n")
     where = ("--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "x.png")
     refused(halftone, ["a list of prompts, at most"], "generate", quantized, *where)
@@ -251,9 +251,9 @@ def test_without_prompts_the_usual_ones_calibrate(halftone: Halftone, base: Path
     done = halftone("quantize", own, *how, "-o", tmp_path / "own", "--json")
     assert done.code == 0 and "the 2 prompts that come with the model" in done.err
     assert done.json["report"]["trajectory"]["conditions"]["prompt"].startswith("2 values")
-    for content, word in ((b"\xff\xfe", "UTF-8"), (b"\n", "a line each")):
+    for content, word in ((b"a\n\xff\xfe", "line 2"), (b"\n", "one a line")):
         (own / "prompts.txt").write_bytes(content)
-        refused(halftone, [word, "--prompts FILE"], "quantize", own, *how, "-o", tmp_path / "none")
+        refused(halftone, [word, "prompts.txt"], "quantize", own, *how, "-o", tmp_path / "none")
 
 
 def test_evaluating_under_the_guidance_that_was_calibrated(

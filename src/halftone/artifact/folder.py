@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from halftone.artifact.schema import METHOD, Description, parse
-from halftone.artifact.weights_file import Stored, read_header
+from halftone.artifact.weights_file import AGAIN, Stored, read_header
 from halftone.foundation.errors import ArtifactError, ConfigError
 
 INDEX = "model_index.json"
-AGAIN = "It may be half downloaded or half copied: fetch it again."
 _WEIGHTS, _TRANSFORMERS_WEIGHTS = "diffusion_pytorch_model", "model"
 _LONGEST_JSON = 64 * 2**20
 _EXECUTED = {".py", ".pyc", ".so"}
@@ -132,7 +131,12 @@ def _check_component(folder: Path, config: dict[str, Any]) -> Description:
         stored = tensors.get(f"{path}.weight")
         if stored is None or stored.dtype != "U8":
             got = "none" if stored is None else stored.dtype
-            raise ArtifactError(f"{folder}: tensor '{path[:200]}.weight'", "packed codes (U8)", got)
+            fix = (
+                "config.json names a layer that the weights do not have: they are of another model."
+                if stored is None
+                else ""
+            )
+            raise ArtifactError(f"{folder}: tensor '{path[:200]}.weight'", "packed codes (U8)", got, fix)
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     _check_plausible(folder / "config.json", plain, len(tensors))
     return description
@@ -146,12 +150,12 @@ def _check_weights(folder: Path, weights: str) -> dict[str, Stored]:
             raise ArtifactError(str(file), "a weight_map of file names", "something else")
         for shard in set(shards.values()):
             if Path(shard).name != shard or not (folder / shard).is_file():
-                raise ArtifactError(str(file), f"files of {folder.name}", repr(shard[:200]))
+                raise ArtifactError(str(file), f"files of {folder.name}", f"{shard[:200]!r}, which is not there", AGAIN)
     files = sorted(folder.glob(f"{weights}*.safetensors"))
     if not files:
         pickled = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLED)
         got = f"{pickled[0]}: pickle is not read" if pickled else "none"
-        raise ArtifactError(str(folder), f"{weights}.safetensors", got)
+        raise ArtifactError(str(folder), f"{weights}.safetensors", got, "" if pickled else AGAIN)
     tensors: dict[str, Stored] = {}
     for file in files:
         tensors |= read_header(file)

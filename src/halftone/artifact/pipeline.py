@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from torch import nn
 
-from halftone.artifact.folder import AGAIN, INDEX, check_folder, missing_files, read_json
+from halftone.artifact.folder import INDEX, check_folder, missing_files, read_json
 from halftone.artifact.registration import register
+from halftone.artifact.weights_file import AGAIN
 from halftone.foundation.errors import ArtifactError, ConfigError, HalftoneError, OutputError
 from halftone.foundation.files import check_output, staged_folder, write_atomically
 from halftone.foundation.wording import some

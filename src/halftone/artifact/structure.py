@@ -126,7 +126,7 @@ def prepare(denoiser: nn.Module, description: Description) -> None:
 
 def _find(modules: dict[str, nn.Module], path: str, key: str) -> nn.Module:
     if path not in modules:
-        where, fix = f"quantization_config.{key}", nearest_path(path, modules)
+        where, fix = f"{type(modules['']).__name__}: quantization_config.{key}", nearest_path(path, modules)
         raise ArtifactError(where, "layers of this model", f"'{path[:200]}'", fix)
     return modules[path]
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from halftone.foundation.errors import ArtifactError
+from halftone.models.controlnets import refuse_unfit_residuals
 from halftone.models.reach import beyond, named_inputs
 from halftone.nn import QuantLinear
 from halftone.nn.layers import quantized_layers
@@ -60,7 +61,8 @@ class _Watch:
 
 
 def watch(network: nn.Module, trajectory: Mapping[str, Any] | None) -> None:
-    """Let a quantized ``network`` warn in calls beyond the reach of the ``trajectory`` (an identity) that it was calibrated on.
+    """Let a quantized ``network`` warn in calls beyond the reach of the ``trajectory`` (an identity) that it was calibrated on, and
+    refuse residuals of a ControlNet that was made for another.
 
     Of an autoencoder the decoder is watched, which was calibrated. Once is enough; weights alone have no ranges that a call
     could leave.
@@ -68,6 +70,8 @@ def watch(network: nn.Module, trajectory: Mapping[str, Any] | None) -> None:
     Raises:
         ArtifactError: a reach of another form.
     """
+    if refuse_unfit_residuals not in network._forward_pre_hooks.values():
+        network.register_forward_pre_hook(refuse_unfit_residuals, with_kwargs=True)
     known, path = (trajectory or {}).get("reach"), (trajectory or {}).get("network", "")
     if not isinstance(path, str) or path not in dict(network.named_modules()):
         raise ArtifactError("trajectory.network", "the path of a module in it", str(path)[:200])

@@ -13,6 +13,7 @@ import torch
 from halftone.artifact.checksum import DTYPES
 from halftone.foundation.errors import ArtifactError
 
+AGAIN = "It may be half downloaded or half copied: fetch it again."
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
 _BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
@@ -43,7 +44,7 @@ def read_header(path: Path) -> dict[str, Stored]:
             size = int.from_bytes(start, "little")
             if len(start) < 8 or size > min(_LONGEST_HEADER, length - 8):
                 raise ArtifactError(
-                    str(path), "a whole safetensors file", f"{length} bytes that do not hold its header"
+                    str(path), "a whole safetensors file", f"{length} bytes that do not hold its header", AGAIN
                 )
             header = json.loads(file.read(size))
     except OSError as error:

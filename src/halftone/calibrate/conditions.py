@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from halftone.foundation.errors import ConfigError
+from halftone.foundation.prompt_file import read_prompts
 from halftone.foundation.seeds import generator
 
 PROMPTS = "prompts.txt"
@@ -23,22 +24,14 @@ def prompts_of(pipe: Any) -> tuple[list[str], bool]:
     of pictures.
 
     Raises:
-        ConfigError: that file is empty, or no UTF-8.
+        ConfigError: that file is empty, or not text.
     """
     name = getattr(pipe.config, "_name_or_path", None)
     file = Path(str(name)) / PROMPTS
     if not name or not file.is_file():
         ours = resources.files("halftone.calibrate").joinpath(PROMPTS).read_text(encoding="utf-8")
         return ours.splitlines(), False
-    try:
-        found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            str(file), "prompts in UTF-8, a line each", str(error), "Name others: --prompts FILE."
-        ) from error
-    if not found:
-        raise ConfigError(str(file), "prompts, a line each", "none", "Name others: --prompts FILE.")
-    return found, True
+    return read_prompts(file, option=""), True
 
 
 def digest(value: Any) -> str:

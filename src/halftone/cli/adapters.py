@@ -50,18 +50,24 @@ def _file(source: str) -> Path:
     files = sorted(path.glob(f"*{_ENDING}")) if path.is_dir() else [path]
     if len(files) != 1 or not files[0].is_file() or files[0].suffix != _ENDING:
         got = f"{len(files)} of them" if path.is_dir() else f"no {_ENDING} file" if path.exists() else "nothing there"
-        raise ConfigError(f"--lora {source}", f"a {_ENDING} file, or a folder with one", got)
+        hub = not path.exists() and source.count("/") == 1
+        fix = f"Ids of the hub are not taken: `hf download {source}` prints a folder." if hub else ""
+        raise ConfigError(f"--lora {source}", f"a {_ENDING} file, or a folder with one", got, fix)
     return files[0]
 
 
 def _load(pipe: "DiffusionPipeline", file: Path, name: str) -> None:
     where, wanted = f"--lora {file}", f"an adapter made for this {type(pipe).__name__}"
-    fix = "It was trained for another model."
+    fix = "It was trained for another model: take one whose card names this one, or its base."
     load = getattr(pipe, "load_lora_weights", None)
     if load is None:
         raise ConfigError(where, "a pipeline that takes adapters", type(pipe).__name__, "Leave it out.")
+    from safetensors import SafetensorError
+
     try:
         load(file.parent, weight_name=file.name, adapter_name=name)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(where, "a whole safetensors file", str(error)[:300], "Fetch it again.") from error
     except Exception as error:  # whatever PEFT and diffusers make of tensors that have no place or another shape
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         got = f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"

@@ -22,10 +22,10 @@ from halftone.cli.options import (
     Steps,
     Weights,
     check_dtype,
-    read_prompts,
 )
 from halftone.cli.output import emit, table, working
 from halftone.foundation.errors import ConfigError, suggest
+from halftone.foundation.prompt_file import read_prompts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

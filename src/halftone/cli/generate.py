@@ -1,6 +1,7 @@
 """``halftone generate``: pictures from a float or quantized pipeline."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,11 +20,11 @@ from halftone.cli.options import (
     Steps,
     Weights,
     check_dtype,
-    read_prompts,
 )
 from halftone.cli.output import emit, working
 from halftone.foundation.errors import ConfigError
 from halftone.foundation.files import check_output_file
+from halftone.foundation.prompt_file import read_prompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 _GAP = 2  # pixels between pictures
 _SMALL = 64  # pictures below this side are enlarged to it: a 32-pixel garment is a stamp on today's screens
-_LINE = 14  # pixels of a line of the label
+_LINE, _LETTER = 14, 6  # pixels of a line of a label, and of a letter in the built-in font
+_LINES = 3  # of a label
 
 
 def command(
@@ -75,10 +77,10 @@ def command(
     if output.suffix.lower() != ".png":
         raise ConfigError(f"-o {output}", "a name that ends in .png", output.suffix or "no ending")
     check_output_file(output, overwrite)
-    if prompt and prompts:
+    if prompt is not None and prompts:
         raise ConfigError("--prompt", "one of --prompt and --prompts", "both")
     check_dtype(dtype)
-    texts = [prompt] if prompt else read_prompts(prompts) if prompts else None
+    texts = [prompt] if prompt is not None else read_prompts(prompts) if prompts else None
     with working() as progress:
         import io
 
@@ -119,7 +121,8 @@ def grid(images: "np.ndarray", labels: list[str] | None = None) -> "Image":
     count, channels, height, width = images.shape
     factor = max(1, math.ceil(_SMALL / max(height, width)))
     columns = math.ceil(math.sqrt(count))
-    caption = _LINE + _GAP if labels else 0
+    captions = [_lines(label, (width * factor + _GAP) // _LETTER) for label in labels or []]
+    caption = _LINE * max(map(len, captions), default=0) + _GAP if labels else 0
     cell = (width * factor + _GAP, height * factor + _GAP + caption)
     rows = math.ceil(count / columns)
     canvas = Image.new("L" if channels == 1 else "RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
@@ -129,8 +132,12 @@ def grid(images: "np.ndarray", labels: list[str] | None = None) -> "Image":
         picture = Image.fromarray(pixel[0] if channels == 1 else np.moveaxis(pixel, 0, -1))
         picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
         canvas.paste(picture, (left, top))
-        if labels:
-            # Six pixels a letter in the built-in font.
-            text = labels[number][: max(1, cell[0] // 6)].encode("latin-1", "replace").decode("latin-1")
-            ImageDraw.Draw(canvas).text((left, top + height * factor + 1), text, fill="black")
+        for line, text in enumerate(captions[number] if labels else ()):
+            ImageDraw.Draw(canvas).text((left, top + height * factor + 1 + line * _LINE), text, fill="black")
     return canvas
+
+
+def _lines(label: str, letters: int) -> list[str]:
+    """Return a label in lines of so many letters, in those that the built-in font has."""
+    known = label.encode("latin-1", "replace").decode("latin-1")
+    return textwrap.wrap(known, max(letters, 4), max_lines=_LINES, placeholder="...")

@@ -187,8 +187,10 @@ def cut_off(pipe: "DiffusionPipeline", given: list[str] | None, negative: str | 
         # Those without a limit say so with a number beyond all prompts.
         if not prompts or tokenizer is None or not isinstance(most, int) or most > 10**6:
             continue
-        lengths = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
-        long = [text for text, length in zip(prompts, lengths, strict=True) if length > most]
+        # A text has at most as many tokens as bytes, and two at its ends: most need no tokenizer.
+        asked = [text for text in prompts if len(text.encode()) + 2 > most]
+        lengths = [len(ids) for ids in tokenizer(asked, truncation=False, verbose=False).input_ids] if asked else []
+        long = [text for text, length in zip(asked, lengths, strict=True) if length > most]
         if long:
             notes.append(
                 f"{len(long)} of {len(prompts)} prompts are longer than the {most} tokens that the {name} passes on, and are cut "

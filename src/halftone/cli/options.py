@@ -61,7 +61,6 @@ KeepAs = Annotated[
     ),
 ]
 # Bounds that no list of prompts comes near, and a file of something else does.
-_LARGEST_FILE, _LONGEST_PROMPT = 64 * 10**6, 10_000
 _KEPT = ("float32", "bfloat16")
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -110,31 +109,3 @@ def check_table(roles: Path | None) -> None:
         tomllib.loads(roles.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--roles {roles}", "a TOML file", str(error)) from error
-
-
-def read_prompts(file: Path) -> list[str]:
-    """Return the lines of ``file`` that are not empty.
-
-    Raises:
-        ConfigError: there is none, it is not text, or far longer than prompts are.
-    """
-    try:
-        size = file.stat().st_size
-        if size > _LARGEST_FILE:
-            got = f"{size / 1e6:.0f} MB"
-            raise ConfigError(f"--prompts {file}", f"a list of prompts, at most {_LARGEST_FILE // 10**6} MB", got)
-        # Windows' editors begin UTF-8 with a mark, and without one UTF-16 may pass for text with zeros in it.
-        text = file.read_text(encoding="utf-8-sig")
-        if "\0" in text:
-            raise ConfigError(f"--prompts {file}", "a text file in UTF-8", "one with zero bytes (UTF-16?)")
-        lines = [line.strip() for line in text.splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {file}", "a text file in UTF-8", type(error).__name__) from error
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ConfigError(f"--prompts {file}", "at least one prompt, one a line", "an empty file")
-    longest = max(prompts, key=len)
-    if len(longest) > _LONGEST_PROMPT:
-        got = f"one of {len(longest)} characters: {longest[:40]!r}..."
-        raise ConfigError(f"--prompts {file}", f"prompts of at most {_LONGEST_PROMPT} characters, one a line", got)
-    return prompts

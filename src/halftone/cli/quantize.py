@@ -20,10 +20,10 @@ from halftone.cli.options import (
     byte_count,
     check_kept,
     check_table,
-    read_prompts,
 )
 from halftone.cli.output import emit, size, working
 from halftone.foundation.errors import ConfigError, OutputError
+from halftone.foundation.prompt_file import read_prompts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
