@@ -48,6 +48,30 @@ def test_what_was_measured_stands_with_its_circumstances(folder: Path) -> None:
     assert "None" not in text
 
 
+def test_under_what_call_pictures_were_compared(folder: Path) -> None:
+    record = {**records()["evaluation"], "call": {"guidance_scale": 5.0}, "prompts": 200, "dtype": "bfloat16"}
+    (folder / "halftone" / "evaluation.json").write_text(json.dumps(record))
+    text = card(read_pieces(folder))
+    assert "seed 0, guidance_scale 5.0, 200 prompts, engine `torch` in bfloat16, against `toy`" in text
+
+
+def test_what_is_quantized_inside_a_call_is_said(folder: Path) -> None:
+    spec = {"format": "uint8"}
+    groups = {
+        "group_0": {"input_activations": {"format": "uint8", "keep": 1}, "targets": ["a", "b"]},
+        "group_1": {"input_activations": None, "targets": "odd"},
+    }
+    said = {
+        "attention_operands": {"x": {"q": spec, "k": spec}, "y": {"q": spec, "k": spec}, "odd": 3},
+        "config_groups": groups,
+    }
+    (folder / "unet").mkdir()
+    (folder / "unet" / "config.json").write_text(json.dumps({"quantization_config": said}))
+    text = card(read_pieces(folder))
+    assert "2 attentions multiply quantized operands: k uint8, q uint8." in text
+    assert "2 layers keep what they make of the first 1 text tokens in float." in text
+
+
 def test_what_was_not_measured_names_the_command(tmp_path: Path) -> None:
     text = card(read_pieces(put(tmp_path, {"quantize": records()["quantize"]}, samples=False)))
     assert "Not measured yet against the float model: `halftone evaluate" in text

@@ -141,12 +141,14 @@ def command(
         for note in notes:
             progress.say(f"warning: {note}")
         how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}
-        how |= models.options(pipe, guidance_scale=guidance, negative_prompt=negative)
+        call = models.options(pipe, guidance_scale=guidance, negative_prompt=negative)
+        how |= call
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
         found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
         names = {"model": label(model), "against": label(against) if against else None}
         record = {**found.plain(), **names, "engine": engine, "dtype": dtype, "expectations": results, "notes": notes}
+        record |= {"call": call, "prompts": len(texts or [])}
         folder = models.local_artifact(model, pipe) if keep else None
         if folder:
             _keep(folder, record, drawn, paired, other, how, texts, progress)

@@ -78,6 +78,7 @@ def card(pieces: Pieces) -> str:
         _snippet(),
         "## What is quantized",
         *_scheme(model),
+        _inside(pieces),
         _also(pieces),
         "## Size",
         _size(model),
@@ -135,6 +136,23 @@ def _scheme(model: Model) -> list[str]:
     said += [f"- {sentence}" for sentence in model.left_float]
     words = "`W4A8` is a 4-bit weight and an 8-bit input; norms and biases are float."
     return [table(rows, {"bits": "format", "layers": "layers"}) if rows else "", words, "\n".join(said)]
+
+
+def _inside(pieces: Pieces) -> str:
+    """Return sentences about what is quantized, or kept, inside a call: attention's operands, text tokens; "" for none."""
+    said = [mapping(read_json(file), "quantization_config") for file in sorted(pieces.folder.glob("*/config.json"))]
+    operands = [
+        spec for each in said for spec in mapping(each, "attention_operands").values() if isinstance(spec, dict)
+    ]
+    kinds = Counter(
+        ", ".join(f"{name} {mapping(spec, name).get('format')}" for name in sorted(spec)) for spec in operands
+    )
+    sentences = [f"- {count} attentions multiply quantized operands: {kind}." for kind, count in kinds.items()]
+    for group in (group for each in said for group in mapping(each, "config_groups").values()):
+        kept, layers = mapping(group, "input_activations").get("keep"), mapping(group).get("targets")
+        if kept and isinstance(layers, list):
+            sentences.append(f"- {len(layers)} layers keep what they make of the first {kept} text tokens in float.")
+    return "\n".join(sentences)
 
 
 def _also(pieces: Pieces) -> str:
@@ -215,9 +233,12 @@ def _quality(pieces: Pieces) -> list[str]:
         beside = ([f"float model {before:.4g}"] if before is not None else []) + [f"floor {floor:.4g}"]
         rows.append({"measure": str(distribution.get("name")), "value": f"{value:.4g}", "range": ", ".join(beside)})
     rows += _public(mapping(record, "public"))
+    call = "".join(f", {name} {value!r}" for name, value in mapping(record, "call").items())
+    call += f", {record['prompts']} prompts" if record.get("prompts") else ""
     words = (
-        f"{how.get('samples')} samples, {how.get('scheduler')}, {how.get('steps')} steps, seed {how.get('seed')}, engine "
-        f"`{record.get('engine') or 'auto'}`, against `{record.get('against')}` from the same noise."
+        f"{how.get('samples')} samples, {how.get('scheduler')}, {how.get('steps')} steps, seed {how.get('seed')}{call}, engine "
+        f"`{record.get('engine') or 'auto'}` in {record.get('dtype', 'float32')}, against `{record.get('against')}` from the same "
+        "noise."
     )
     return [table(rows, {"measure": "measure", "value": "value", "range": "95 % interval, or reference"}), words]
 
