@@ -10,12 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.quantizers.base import DiffusersQuantizer
+from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import halftone
 from halftone.artifact import attach, described, load_pipeline, save_pipeline, sizes
+from halftone.artifact.accounting import held
 from halftone.foundation.errors import ConfigError, OutputError
 from halftone.models.denoiser import named_denoiser
 from halftone.nn import AttentionOperands, QuantConv2d, QuantizedLayer
@@ -262,10 +273,50 @@ def test_the_peak_while_loading_is_the_artifact_itself(pipe: DDIMPipeline, tmp_p
     )  # fmt: skip
     large = DDIMPipeline(wide, pipe.scheduler)
     halftone.quantize(large, "rtn-w8a32", steps=1, overrides=["calibration.samples=1", "calibration.batch=1"])
-    folder = save_pipeline(large, tmp_path / "large")
+    assert_no_float_copy(save_pipeline(large, tmp_path / "large"), small, at_least=60e6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_the_peak_of_a_whole_pipeline_is_the_artifact_and_what_stayed_float(tmp_path: Path) -> None:
+    """Packed 4-bit codes of a U-Net, 8-bit ones of a text encoder, which transformers loads, and an autoencoder in float."""
+    pipe = tiny_stable_diffusion(tmp_path / "tokenizer")
+    kept = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {key: getattr(pipe.text_encoder.config, key) for key in kept}
+    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=5, num_attention_heads=12, **ids)
+    pipe.text_encoder = CLIPTextModel(text).eval()
+    pipe.unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(320, 640), layers_per_block=1, cross_attention_dim=768,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+    pipe.vae = AutoencoderKL(
+        block_out_channels=(64, 128, 256), norm_num_groups=8, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+    ).eval()  # fmt: skip
+    small = save_pipeline(quantized_pipeline(tiny_stable_diffusion(tmp_path / "tokenizer")), tmp_path / "small")
+    large = save_pipeline(quantized_pipeline(pipe), tmp_path / "large")
+    assert_no_float_copy(large, small, at_least=60e6)
+
+
+def quantized_pipeline(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """Return ``pipe`` with a U-Net of 4 and a text encoder of 8 bits."""
+    given = {"steps": 1, "overrides": ["calibration.samples=1", "calibration.batch=1"]}
+    halftone.quantize(pipe, "rtn-w4a32", each={"prompt": PROMPTS}, **given)
+    halftone.quantize(pipe, "rtn-w8a32", each={"prompt": PROMPTS}, component="text_encoder", **given)
+    return pipe
+
+
+def assert_no_float_copy(folder: Path, small: Path, at_least: float) -> None:
+    """Load ``small``, then ``folder``, of the same classes, in a process of its own, and look at its peak."""
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    assert size > 60e6
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(folder), str(small)], capture_output=True, text=True, check=True
-    )
+    assert size > at_least
+    command = [sys.executable, "-c", _PEAK, str(folder), str(small)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1.3 * size
+
+
+def test_what_a_model_holds_is_its_codes_and_what_kernels_make_of_them(pipe: DDIMPipeline, saved: Path) -> None:
+    ready, packed, floats = load_pipeline(saved, weights="ready"), load_pipeline(saved, weights="packed"), build()
+    assert held(floats.unet) == sum(p.numel() * p.element_size() for p in floats.unet.parameters())
+    stored = sum(t.numel() * t.element_size() for t in pipe.unet.state_dict().values())
+    assert stored / 2 < held(packed.unet) <= held(ready.unet) < held(floats.unet)

@@ -1,5 +1,6 @@
 """Bytes of a quantized denoiser: what they are spent on, and how few they could be."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,12 @@ def sizes(denoiser: nn.Module, folder: str | Path | None = None) -> dict[str, in
     return counted
 
 
-def component_sizes(pipe: "DiffusionPipeline") -> dict[str, dict[str, Any]]:
+def component_sizes(pipe: "DiffusionPipeline", running: bool = False) -> dict[str, dict[str, Any]]:
     """Return for each network of the pipeline its ``class``, how many linears and 2-D convolutions it has (``layers``) and how
     many of them hold codes (``quantized``), the bytes of its tensors as stored and, with all weights in float32, ``unquantized``.
 
-    What layers keep beside their tensors to run is not in them: ``halftone bench`` measures memory.
+    Where ``running``, ``held`` are the bytes that it holds between calls, once each layer's kernel has made what it needs of the
+    codes (:func:`held`). What a call takes for a while is not in them: ``halftone bench`` measures peaks.
     """
     found = {}
     for name, module in pipe.components.items():
@@ -60,8 +62,42 @@ def component_sizes(pipe: "DiffusionPipeline") -> dict[str, dict[str, Any]]:
                 "quantized": sum(isinstance(m, QuantizedLayer) and m.scheme is not None for m in layers),
                 "bytes": sum(counted[purpose] for purpose in ("codes", "scales", "zero_points", "float")),
                 "unquantized": counted["unquantized"],
+                **({"held": held(module)} if running else {}),
             }
     return found
+
+
+def held(network: nn.Module) -> int:
+    """Return the bytes of all memory that tensors of ``network`` and of its kernels' calls refer to, each once.
+
+    Layers that have not run yet prepare for it. Graphs of whole networks, which engines keep apart, are not counted.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    for module in network.modules():
+        if isinstance(module, QuantizedLayer) and module.scheme is not None:
+            tensors += _tensors_in(module.prepared(), set())
+    known: dict[int, int] = {}
+    for tensor in tensors:
+        if tensor.is_mkldnn:  # oneDNN's own form has no storage to ask
+            known[id(tensor)] = tensor.numel() * tensor.element_size()
+        else:
+            known[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(known.values())
+
+
+def _tensors_in(value: Any, seen: set[int]) -> list[torch.Tensor]:
+    """Return the tensors that a kernel's call refers to, in attributes, lists and mappings; modules stand for themselves."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if id(value) in seen or isinstance(value, nn.Module | type | str | bytes | int | float):
+        return []
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        return [tensor for each in value.values() for tensor in _tensors_in(each, seen)]
+    if isinstance(value, list | tuple | set):
+        return [tensor for each in value for tensor in _tensors_in(each, seen)]
+    names = [*getattr(value, "__dict__", {}), *getattr(type(value), "__slots__", ())]
+    return [tensor for name in names for tensor in _tensors_in(getattr(value, name, None), seen)]
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

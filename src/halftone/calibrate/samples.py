@@ -33,14 +33,16 @@ def sample_leaves(
 
     Args:
         one, two: the pipeline's arguments for one sample and for two. None for a pipeline that is to make one at a time: then all
-            inputs have samples that are as long as the first floating one.
+            inputs have samples that are as long as the first floating one, or the first of all.
 
     Raises:
         CalibrationError: an input that follows the number of samples in another way than along its first axis.
     """
     small = _first_call(pipe, network, steps, one)
     if two is None:
-        rows = next(leaf.shape[0] for leaf in pytree.tree_leaves(small) if _is_long(leaf) and leaf.is_floating_point())
+        long = [leaf for leaf in pytree.tree_leaves(small) if _is_long(leaf)]
+        # A text encoder has token ids alone.
+        rows = next((leaf for leaf in long if leaf.is_floating_point()), long[0]).shape[0]
         return tuple(
             is_number(leaf) or (_is_long(leaf) and leaf.shape[0] == rows) for leaf in pytree.tree_leaves(small)
         )

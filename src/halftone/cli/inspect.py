@@ -101,7 +101,7 @@ def _inspected(
         part = find(pipe, component)
         use_engine(pipe, engine)
         found = inspect_model(pipe if component is None else part.owner, agreement)
-        record = {**found.plain(), "components": component_sizes(pipe)}
+        record = {**found.plain(), "components": component_sizes(pipe, running=True)}
         folder = local_artifact(model, pipe) if keep and engine is None and component is None else None
         if folder:
             write_atomically(folder / RECORD, dumps(record, indent=1) + "\n")
@@ -170,14 +170,16 @@ def _components(parts: dict[str, dict[str, Any]]) -> list[str]:
             each["class"],
             f"{each['quantized']} of {each['layers']}",
             size(each["bytes"]),
+            size(each["held"]),
             size(each["unquantized"]),
         ]
         for name, each in parts.items()
     ]
-    whole, before = (sum(each[key] for each in parts.values()) for key in ("bytes", "unquantized"))
-    rows.append(["all", "", "", size(whole), size(before)])
-    headings = ["component", "class", "layers quantized", "stored", "in float32"]
-    return ["Components:", table(headings, rows, right=[2, 3, 4])]
+    rows.append(
+        ["all", "", "", *(size(sum(each[key] for each in parts.values())) for key in ("bytes", "held", "unquantized"))]
+    )
+    headings = ["component", "class", "layers quantized", "stored", "in memory", "in float32"]
+    return ["Components:", table(headings, rows, right=[2, 3, 4, 5])]
 
 
 def _left_float(found: "Inspection") -> list[str]:
