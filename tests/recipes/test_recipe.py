@@ -270,3 +270,14 @@ def test_a_quantized_model_is_refused(make_pipe: Callable[[], DDIMPipeline], shr
     run_recipe(pipe, recipe, 2, Run())
     with pytest.raises(ConfigError, match="Load the original model"):
         run_recipe(pipe, recipe, 2, Run())
+
+
+def test_a_new_step_goes_before_what_it_must_precede(write: Callable[..., str]) -> None:
+    sinks = "steps.sinks={method: transforms/token_sinks}"
+    usual = list(load("q-diffusion-w4a8").steps)
+    found = list(load("q-diffusion-w4a8", "demo", [sinks, "steps.bias2={method: corrections/bias}"]).steps)
+    assert found == ["split", "sinks", *usual[1:], "bias2"] and usual[0] == "split"
+    path = _file(write, "child", extends="rtn-w8a8", set={"steps.sinks": {"method": "transforms/token_sinks"}})
+    assert list(load(path).steps)[0] == "sinks"
+    with pytest.raises(ConfigError, match="steps.sinks.method"):
+        load("rtn-w8a8", overrides=["steps.sinks={samples: 3}"])

@@ -161,7 +161,7 @@ def load(
     if parameters > LARGE:
         data = _enlarged(data, large.get(budget, Enlarged()), f"large.{budget}")
     if overrides:
-        data = override(data, overrides, new_keys=True)
+        data = _in_place(override(data, overrides, new_keys=True), data)
     recipe = build(Recipe, data, f"recipe {data.get('name', source)}")
     _check_budgets(recipe.name, "budgets", recipe.budgets)
     recipe.methods()
@@ -196,6 +196,23 @@ def _enlarged(data: dict[str, Any], how: Enlarged, where: str) -> dict[str, Any]
     return dict(assigned({**data, "steps": steps}, how.set))
 
 
+def _in_place(data: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's plain data with steps that ``old`` does not have before those that give what they must precede."""
+    steps = data["steps"]
+    if not isinstance(steps, dict) or not all(isinstance(step, dict) for step in steps.values()):
+        return data  # building it tells what is wrong
+    methods = {name: _method(name, dict(step)) for name, step in steps.items() if name not in old["steps"]}
+    if not any(method.before for method in methods.values()):
+        return data
+    order = list(steps)
+    given = {name: _method(name, dict(step)).gives for name, step in steps.items()}
+    for name, method in methods.items():
+        order.remove(name)
+        later = (place for place, other in enumerate(order) if set(given[other]) & set(method.before))
+        order.insert(next(later, len(order)), name)
+    return {**data, "steps": {name: steps[name] for name in order}}
+
+
 def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """Return the recipe's plain data with ``extends``, ``drop`` and ``set`` carried out."""
     if source in seen:
@@ -214,7 +231,7 @@ def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
             raise ConfigError(f"recipe {source}: drop", "a step of the extended recipe", str(step), fix)
         del merged["steps"][step]
         _forget(merged, str(step))
-    merged = assigned(merged, inheritance.get("set") or {})
+    merged = _in_place(assigned(merged, inheritance.get("set") or {}), merged)
     return {**merged, **data}
 
 
