@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from halftone.artifact import attach, save_pipeline
+from halftone.artifact.attachment import refuse_unattachable
 from halftone.calibrate.conditions import prompts_of
 from halftone.foundation.build import plain
 from halftone.foundation.errors import ConfigError
@@ -115,6 +116,8 @@ def quantize(
     if not isinstance(loaded, Recipe):
         loaded = load(loaded, budget, list(overrides), part_of(pipe, component).parameters)
     refuse_unfit_controlnets(pipe)
+    for name in (component, *later):
+        refuse_unattachable(part_of(pipe, name).owner)
     if each is None and "prompt" in signature(type(pipe).__call__).parameters:
         each = {"prompt": prompts_of(pipe)[0]}
     run = Run(

@@ -209,6 +209,14 @@ def test_a_recipe_that_a_text_encoder_has_no_layers_for(float_folder: Path) -> N
         CLIPTextModel.from_pretrained(float_folder / "text_encoder", quantization_config=given)
 
 
+def test_an_old_transformers_is_refused_before_any_work(float_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = load_pipeline(float_folder)
+    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    with pytest.raises(ConfigError, match="transformers 5 or newer, got 4.57.1"):
+        halftone.quantize(pipe, "rtn-w8a32", steps=1, later=["text_encoder"])
+    assert not list(quantized_layers(pipe.unet)), "the denoiser, which would have come first, is as it was"
+
+
 def test_adapters_are_not_saved_with_it(folder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 

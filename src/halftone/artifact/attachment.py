@@ -48,6 +48,14 @@ def described(model: nn.Module) -> Description | None:
     return config.description if isinstance(config, HalftoneConfig) and hasattr(config, "description") else None
 
 
+def refuse_unattachable(model: object) -> None:
+    """Raise a ConfigError for a model that could be quantized and then not be described: before hours of work."""
+    if is_transformers(model):
+        from halftone.artifact.transformers_loader import refuse_old_versions
+
+        refuse_old_versions()
+
+
 def is_transformers(model: object) -> bool:
     """Return whether ``model`` is one of transformers, which nobody has imported if there is no such model."""
     library = sys.modules.get("transformers")

@@ -19,6 +19,13 @@ from halftone.foundation.errors import ArtifactError, ConfigError
 _OLDEST = 5  # transformers' major version: before, other paths and another way of loading
 
 
+def refuse_old_versions() -> None:
+    """Raise a ConfigError where transformers is too old for quantized text encoders."""
+    if int(transformers.__version__.partition(".")[0]) < _OLDEST:
+        fix = f"pip install 'transformers>={_OLDEST}', or leave the text encoder float."
+        raise ConfigError("text encoder", f"transformers {_OLDEST} or newer", transformers.__version__, fix)
+
+
 class TransformersQuantizer(HfQuantizer):
     """Loads and saves text encoders with quantized layers.
 
@@ -31,8 +38,7 @@ class TransformersQuantizer(HfQuantizer):
     requires_calibration = True  # `from_pretrained` of a float model with this config is refused
 
     def __init__(self, quantization_config: HalftoneConfig, **kwargs: Any) -> None:
-        if int(transformers.__version__.partition(".")[0]) < _OLDEST:
-            raise ConfigError("text encoder", f"transformers {_OLDEST} or newer", transformers.__version__)
+        refuse_old_versions()
         super().__init__(quantization_config, **kwargs)
         self._owner = Owner()
 
