@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 versions=("$@")
-[ ${#versions[@]} -gt 0 ] || versions=(0.36.0 0.39.0)
+[ ${#versions[@]} -gt 0 ] || versions=(0.36.0 0.39.0 0.42.1)
 below=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 failed=()
 for version in "${versions[@]}"; do
