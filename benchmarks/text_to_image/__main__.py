@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.command import chosen_sections, finished, parsers, say
+from benchmarks.records import README
 from benchmarks.text_to_image.settings import CACHE, DOCS, MODEL, RESULTS, SECTIONS, Settings
 from halftone.foundation.allocator import keep_freed_memory
 from halftone.foundation.progress import Progress
@@ -15,7 +16,8 @@ ADAPTERS = {"lora": "emoji-style-lora", "controlnet": "emoji-controlnet"}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser, run, _ = parsers("text_to_image", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
+    parser, run, render = parsers("text_to_image", __doc__, SECTIONS, RESULTS, DOCS, CACHE)
+    render.add_argument("--readme", type=Path, default=README)
     run.add_argument("--rows", default="*", help="only rows whose section/name matches this, such as 'uses/*w4a8'")
     run.add_argument("--prompts", type=int, default=200, help="of the model's own 200")
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the noise, each with all prompts")
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "render":
             from benchmarks.text_to_image.render import render
 
-            for line in render(chosen.results, chosen.docs):
+            for line in render(chosen.results, chosen.docs, chosen.readme):
                 say(line)
             return []
         from benchmarks.text_to_image.run import run

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import bench_table, interval, table
+from benchmarks.markdown import bench_table, interval, refreshed, table
 from benchmarks.records import rows_of
 from benchmarks.text_to_image.findings import TARGETS, TELLING, Rows, findings, lost, of, pair_of, top1, verdict
 from benchmarks.text_to_image.pictures import SHOWN
 from benchmarks.text_to_image.plan import BITS, FLOAT, METHODS, USED
+from benchmarks.text_to_image.readme import BLOCK, block
 from benchmarks.text_to_image.settings import SECTIONS
 from benchmarks.text_to_image.uses import PLAIN, USES
 from halftone.foundation.files import write_atomically
@@ -25,13 +26,15 @@ def read(folder: Path) -> dict[str, Rows]:
     return rows_of(folder, SECTIONS)
 
 
-def render(results: Path, docs: Path) -> list[str]:
-    """Write the page and return what to tell."""
+def render(results: Path, docs: Path, readme: Path | None = None) -> list[str]:
+    """Write the page, and the README's table, and return what to tell."""
     sections = read(results)
     if not sections:
         return [f"no rows in {results}: nothing to render"]
     write_atomically(docs / PAGE, page(sections, [*_adapted(sections, results, docs), *_moved(results, docs)]))
-    return [f"wrote {PAGE}", *(f"no rows yet: {section}" for section in SECTIONS if section not in sections)]
+    table_of = block(sections)
+    told = [refreshed(readme, BLOCK, table_of)] if readme and table_of else []
+    return [f"wrote {PAGE}", *told, *(f"no rows yet: {section}" for section in SECTIONS if section not in sections)]
 
 
 def page(sections: dict[str, Rows], pictures: list[str]) -> str:

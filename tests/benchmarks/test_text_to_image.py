@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.records import README
 from benchmarks.text_to_image import plan
 from benchmarks.text_to_image.__main__ import main
 from benchmarks.text_to_image.findings import findings, lost, tipped, verdict
@@ -266,5 +267,8 @@ def test_the_committed_page_is_the_rows(tmp_path: Path) -> None:
     if not read(RESULTS):
         assert not (DOCS / PAGE).exists(), "a page without rows"
         return
-    render(RESULTS, tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
+    render(RESULTS, tmp_path, readme)
     assert (tmp_path / PAGE).read_text() == (DOCS / PAGE).read_text()
+    assert readme.read_text() == README.read_text(), "run: python -m benchmarks.text_to_image render"
