@@ -1,7 +1,9 @@
 """The smallest complete Stable Diffusion: tokenizer, text encoder, autoencoder and conditional U-Net, all untrained."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -13,6 +15,9 @@ from diffusers import (
 from tests.emoji import SMALL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+import halftone
+from halftone.artifact import save_pipeline
+from halftone.nn import QuantizedLayer
 from halftone.zoo import emoji_sd, emoji_tokenizer
 
 PROMPTS = ["red circle", "a blue square that waves", "green hand"]
@@ -71,3 +76,23 @@ def tiny_stable_diffusion_xl(tokenizer: Path) -> StableDiffusionXLPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def quantized_stable_diffusion(place: Path) -> Path:
+    """Return the folder of one whose U-Net has 8-bit weights and inputs, calibrated with guidance over PNDM's calls."""
+    pipe = tiny_stable_diffusion(place / "tokenizer")
+    decode, pipe.vae.decode = pipe.vae.decode, None  # calibration does not look at images
+    overrides = ["calibration.samples=12", "calibration.arguments={guidance_scale: 5.0}"]
+    result = halftone.quantize(pipe, "gptq-w8a8", steps=4, budget="demo", each={"prompt": PROMPTS}, overrides=overrides)
+    pipe.vae.decode = decode
+    assert result.report["trajectory"]["calls"] == 5, "PNDM calls once more than it steps"
+    return save_pipeline(pipe, place / "out")
+
+
+def draw(pipe: Any, prompt: Any = "red circle", **how: Any) -> np.ndarray:
+    given = {"num_inference_steps": 3, "output_type": "np", **how}
+    return pipe(prompt, generator=torch.Generator().manual_seed(0), **given).images
+
+
+def quantized(module: torch.nn.Module) -> int:
+    return sum(isinstance(layer, QuantizedLayer) and layer.scheme is not None for layer in module.modules())

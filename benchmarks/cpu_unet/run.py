@@ -26,7 +26,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> list[str]:
     Another road that cannot run a model is no failure of the study: its row says why, and is not tried again.
     """
     missing = [model for model in settings.trained if not shipped(model)]
-    if missing and "error" in settings.sections:
+    if missing and {"error", "distance"} & set(settings.sections):
         say(f"left out, as it does not ship: {', '.join(missing)}")
     settings = replace(settings, trained=tuple(model for model in settings.trained if model not in missing))
     workshop = Workshop(settings, say)

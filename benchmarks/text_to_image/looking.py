@@ -17,6 +17,7 @@ from halftone.evaluate.kernel_distance import kernel_distance
 from halftone.evaluate.picture_features import Features, latent_features, squeezenet_features
 from halftone.evaluate.sample import Samples
 from halftone.foundation.files import sha256_of, write_atomically
+from halftone.models.fingerprint import fingerprint
 from halftone.zoo.emoji_controlnet import overlap, restored
 from halftone.zoo.emoji_style_lora import printed, style_share
 
@@ -79,7 +80,9 @@ class Looks:
 
     def _looked_at(self, name: str, styled: bool, weights: Path) -> np.ndarray:
         """Return features of the real pictures, kept in the cache: looking at all of them takes minutes."""
-        key = digest_of([self.workshop.model["sha256"], name, styled, sha256_of(weights)])
+        vae: Any = self.workshop.load_float().vae
+        own = fingerprint(vae), *(sha256_of(file) for file in sorted(weights.parent.glob("noto_emoji*")))
+        key = digest_of([self.workshop.model["name"], name, styled, sha256_of(weights), *own])
         file = self.workshop.settings.cache / "references" / f"{key}.npy"
         if not file.exists():
             content = io.BytesIO()

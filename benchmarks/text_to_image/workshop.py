@@ -198,7 +198,9 @@ class Workshop:
     def _masks_to_calibrate_on(self) -> dict[str, list]:
         """Return prompts that nothing is evaluated with, and masks of the float model's pictures of them, smaller and moved."""
         others, given = self.known.others or self.known.prompts, self.settings
-        texts = others[:: max(1, len(others) // _MASKS)][:_MASKS]  # from all over the list: its head is of one kind
+        # From all over the list: its head is of one kind.
+        numbers = np.linspace(0, len(others) - 1, min(_MASKS, len(others))).round().astype(int)
+        texts = [others[number] for number in numbers]
         key = digest_of([texts, given.steps, given.guidance, given.seed, given.device])
         file = given.cache / "float" / self.model["sha256"][:12] / f"masks-{key}.npz"
         if not file.exists():

@@ -98,7 +98,8 @@ def quantize(
         budget: ``demo``, ``fast`` or ``paper``.
         overrides: ``path=value`` changes of the recipe.
         each: pipeline arguments with one value a calibration trajectory, such as ``{"prompt": [...]}``; of a pipeline that takes
-            prompts, by default a hundred that come with Halftone. Name those that you will use.
+            prompts, by default those in a ``prompts.txt`` of the folder that it came from, or a hundred that
+            come with Halftone. Name those that you will use.
         work: folder for unfinished work; with it the run can be killed and resumed.
         resume: go on with what is in ``work``.
         memory: bytes of activations held in memory while walking (the rest is spilled to ``work``).

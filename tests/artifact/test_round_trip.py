@@ -318,5 +318,24 @@ def assert_no_float_copy(folder: Path, small: Path, at_least: float) -> None:
 def test_what_a_model_holds_is_its_codes_and_what_kernels_make_of_them(pipe: DDIMPipeline, saved: Path) -> None:
     ready, packed, floats = load_pipeline(saved, weights="ready"), load_pipeline(saved, weights="packed"), build()
     assert held(floats.unet) == sum(p.numel() * p.element_size() for p in floats.unet.parameters())
+    weights = sum(torch.Size(layer.weight_shape).numel() for _, layer in quantized_layers(ready.unet))
     stored = sum(t.numel() * t.element_size() for t in pipe.unet.state_dict().values())
-    assert stored / 2 < held(packed.unet) <= held(ready.unet) < held(floats.unet)
+    assert stored <= held(packed.unet) <= held(ready.unet) and held(ready.unet) >= weights, "a byte for each at least"
+    halftone.set_engine(ready.unet, "simulate")
+    assert held(ready.unet) >= 4 * weights, "the definition multiplies float32"
+
+
+def test_weights_alone_in_four_bits_are_held_packed_or_in_float(tmp_path: Path) -> None:
+    pipe = build()
+    how = {"steps": 1, "overrides": ["calibration.samples=1"]}
+    folder = save_pipeline(halftone.quantize(pipe, "rtn-w4a32", **how).pipe, tmp_path / "out")
+    x, outputs = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)), []
+    bits = {"packed": 4, "ready": 36}
+    for weights, least in bits.items():
+        unet = load_pipeline(folder, weights=weights).unet
+        outputs.append(unet(x, 7).sample)
+        counted = sum(torch.Size(layer.weight_shape).numel() for _, layer in quantized_layers(unet)) * least / 8
+        assert counted <= held(unet) <= 1.2 * counted
+        again = load_pipeline(save_pipeline(pipe := load_pipeline(folder, weights=weights), tmp_path / weights))
+        assert torch.equal(again.unet(x, 7).sample, pipe.unet(x, 7).sample), "codes come back from the kernel"
+    assert torch.equal(*outputs)

@@ -13,12 +13,10 @@ from accelerate import cpu_offload
 from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
-    ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -27,7 +25,14 @@ from diffusers import (
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
-from tests.stable_diffusion import PROMPTS, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from tests.stable_diffusion import (
+    PROMPTS,
+    draw,
+    quantized,
+    quantized_stable_diffusion,
+    tiny_stable_diffusion,
+    tiny_stable_diffusion_xl,
+)
 
 import halftone
 from halftone.artifact import load_pipeline, save_pipeline
@@ -44,15 +49,7 @@ MASK = Image.new("L", (16, 16), 255)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Stable Diffusion whose U-Net has 8-bit weights and inputs, calibrated with guidance over PNDM's calls."""
-    place = tmp_path_factory.mktemp("stable-diffusion")
-    pipe = tiny_stable_diffusion(place / "tokenizer")
-    decode, pipe.vae.decode = pipe.vae.decode, None  # calibration does not look at images
-    overrides = ["calibration.samples=12", "calibration.arguments={guidance_scale: 5.0}"]
-    result = halftone.quantize(pipe, "gptq-w8a8", steps=4, budget="demo", each={"prompt": PROMPTS}, overrides=overrides)
-    pipe.vae.decode = decode
-    assert result.report["trajectory"]["calls"] == 5, "PNDM calls once more than it steps"
-    return save_pipeline(pipe, place / "out")
+    return quantized_stable_diffusion(tmp_path_factory.mktemp("stable-diffusion"))
 
 
 @pytest.fixture
@@ -72,15 +69,6 @@ def near(images: np.ndarray, wanted: np.ndarray, within: float = 0.05) -> bool:
     """Return whether pictures are the wanted ones, up to what 8 bits cost, and not pictures of anything else."""
     error, power = np.square(images - wanted).mean(), wanted.var()
     return bool(wanted.std() > 0.01 and error < within * power)
-
-
-def draw(pipe: Any, prompt: Any = "red circle", **how: Any) -> np.ndarray:
-    given = {"num_inference_steps": 3, "output_type": "np", **how}
-    return pipe(prompt, generator=torch.Generator().manual_seed(0), **given).images
-
-
-def quantized(module: torch.nn.Module) -> int:
-    return sum(isinstance(layer, QuantizedLayer) and layer.scheme is not None for layer in module.modules())
 
 
 @pytest.mark.parametrize(
@@ -325,52 +313,6 @@ def test_fusing_into_float_layers_is_a_sum(folder: Path, tmp_path: Path) -> None
     assert halftone.fuse_lora(pipe) == {}
     np.testing.assert_allclose(draw(pipe), images, atol=1e-4)
     assert not any("lora" in name for name in pipe.unet.state_dict())
-
-
-def controlnet(pipe: StableDiffusionPipeline) -> ControlNetModel:
-    torch.manual_seed(3)
-    # Two halvings, as this autoencoder has.
-    net = ControlNetModel.from_unet(pipe.unet, conditioning_channels=3, conditioning_embedding_out_channels=(4, 8, 8))
-    for value in net.parameters():
-        torch.nn.init.normal_(value, std=0.1)
-    return net.eval()
-
-
-def test_a_controlnet_steers_a_quantized_unet(folder: Path, pipe: StableDiffusionPipeline) -> None:
-    net = controlnet(tiny_stable_diffusion(folder.parent / "tokenizer"))
-    made = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
-    assert quantized(made.unet)
-    with pytest.warns(halftone.TrajectoryWarning) as warned:
-        off, on = (draw(made, image=RED, controlnet_conditioning_scale=scale) for scale in (0.0, 1.0))
-    seen = [str(each.message) for each in warned]
-    assert len(seen) == 2, "the residuals of the down blocks and of the mid block, each once"
-    assert "an input that calibration did not see: down_block_additional_residuals[0]" in seen[0]
-    assert "mid_block_additional_residual" in seen[1]
-    assert not np.array_equal(off, on)
-
-
-def test_a_controlnet_of_another_width_is_refused_in_the_call(folder: Path, pipe: StableDiffusionPipeline) -> None:
-    fit = controlnet(tiny_stable_diffusion(folder.parent / "tokenizer"))
-    wide = ControlNetModel.from_config({**fit.config, "block_out_channels": [32, 32]}).eval()
-    made = StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=wide)
-    with pytest.raises(ConfigError, match="expected residuals of 8 to 16 channels, got 32 to 32.*block_out_channels"):
-        draw(made, image=RED)
-
-
-@pytest.mark.slow
-def test_a_pipeline_with_a_controlnet_is_calibrated_with_it(folder: Path, tmp_path: Path) -> None:
-    float_pipe = tiny_stable_diffusion(folder.parent / "tokenizer")
-    made = StableDiffusionControlNetPipeline.from_pipe(float_pipe, controlnet=controlnet(float_pipe))
-    made.set_progress_bar_config(disable=True)
-    each = {"prompt": PROMPTS, "image": [RED] * len(PROMPTS)}
-    how = {"steps": 3, "budget": "demo", "each": each, "overrides": ["calibration.samples=6"]}
-    result = halftone.quantize(made, "rtn-w8a8", work=tmp_path / "work", **how)
-    assert set(result.report["trajectory"]["conditions"]) == {"prompt", "image"}
-    (sentence,) = result.report["left_float"]
-    assert "controlnet" in sentence
-    again = load_pipeline(save_pipeline(made, tmp_path / "controlled"))
-    assert quantized(again.unet)
-    assert draw(again, image=RED).shape == (1, 16, 16, 3)
 
 
 def test_a_stable_diffusion_xl_with_its_added_conditions(folder: Path, tmp_path: Path) -> None:

@@ -283,11 +283,13 @@ def test_another_dtype(halftone: Halftone, base: Path, quantized: Path, model: P
     timed = halftone("bench", quantized, "--dtype", "bfloat16", "--rounds", 2, "--warmup", 0, "--no-keep", "--json")
     assert timed.code == 0, timed.err
     assert timed.json["protocol"]["dtype"] == "bfloat16" and timed.json["rows"][0]["memory"]["peak"] > 0
-    how = ("--samples", 2, "--steps", 2, "--trail", 0, "--no-keep", "--json", "--dtype", "bfloat16")
+    how = ("--samples", 2, "--steps", 2, "--trail", 2, "--no-keep", "--json", "--dtype")
     against = ("--against", base / "model", "--prompts", base / "prompts.txt")
-    measured = halftone("evaluate", quantized, *against, *how)
-    assert measured.code == 0, measured.err
-    assert measured.json["dtype"] == "bfloat16" and measured.json["paired"]["psnr"]["value"] > 5
+    found = {dtype: halftone("evaluate", quantized, *against, *how, dtype) for dtype in drawn}
+    assert all(each.code == 0 for each in found.values()), found["bfloat16"].err
+    psnr = {dtype: each.json["paired"]["psnr"]["value"] for dtype, each in found.items()}
+    assert found["bfloat16"].json["protocol"]["dtype"] == "bfloat16"
+    assert 35 < psnr["bfloat16"] < psnr["float32"], "of the same noise, less exactly"
     where = ("-o", tmp_path / "x.png", "--dtype")
     refused(
         halftone, ["--dtype", "Did you mean 'bfloat16'"], "generate", quantized, "--prompt", "a", *where, "bfloat61"

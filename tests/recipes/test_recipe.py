@@ -281,3 +281,10 @@ def test_a_new_step_goes_before_what_it_must_precede(write: Callable[..., str]) 
     assert list(load(path).steps)[0] == "sinks"
     with pytest.raises(ConfigError, match="steps.sinks.method"):
         load("rtn-w8a8", overrides=["steps.sinks={samples: 3}"])
+    for nothing in ({}, {"steps": None}, {"steps": []}):
+        broken = write(
+            "broken",
+            **{"name": "broken", "title": "broken", "paper": "none", "policy": [], "calibration": {}, **nothing},
+        )
+        with pytest.raises(ConfigError, match="steps"):
+            load(broken, overrides=["calibration.samples=8"])

@@ -49,7 +49,8 @@ def test_what_was_measured_stands_with_its_circumstances(folder: Path) -> None:
 
 
 def test_under_what_call_pictures_were_compared(folder: Path) -> None:
-    record = {**records()["evaluation"], "call": {"guidance_scale": 5.0}, "prompts": 200, "dtype": "bfloat16"}
+    record = {**records()["evaluation"], "call": {"guidance_scale": 5.0}, "prompts": 200}
+    record["protocol"] = {**record["protocol"], "dtype": "bfloat16"}
     (folder / "halftone" / "evaluation.json").write_text(json.dumps(record))
     text = card(read_pieces(folder))
     assert "seed 0, guidance_scale 5.0, 200 prompts, engine `torch` in bfloat16, against `toy`" in text
@@ -68,8 +69,8 @@ def test_what_is_quantized_inside_a_call_is_said(folder: Path) -> None:
     (folder / "unet").mkdir()
     (folder / "unet" / "config.json").write_text(json.dumps({"quantization_config": said}))
     text = card(read_pieces(folder))
-    assert "2 attentions multiply quantized operands: k uint8, q uint8." in text
-    assert "2 layers keep what they make of the first 1 text tokens in float." in text
+    assert "- `unet`: 2 attentions with quantized operands (k uint8, q uint8)." in text
+    assert "- `unet`: the first text token in float, in 2 layers." in text
 
 
 def test_what_was_not_measured_names_the_command(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from halftone.kernels.contract import HoldsFloat
 from halftone.nn import AttentionOperands, QuantizedLayer
+from halftone.nn.layers import quantized_layers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -45,12 +48,11 @@ def sizes(denoiser: nn.Module, folder: str | Path | None = None) -> dict[str, in
     return counted
 
 
-def component_sizes(pipe: "DiffusionPipeline", running: bool = False) -> dict[str, dict[str, Any]]:
+def component_sizes(pipe: "DiffusionPipeline") -> dict[str, dict[str, Any]]:
     """Return for each network of the pipeline its ``class``, how many linears and 2-D convolutions it has (``layers``) and how
     many of them hold codes (``quantized``), the bytes of its tensors as stored and, with all weights in float32, ``unquantized``.
 
-    Where ``running``, ``held`` are the bytes that it holds between calls, once each layer's kernel has made what it needs of the
-    codes (:func:`held`). What a call takes for a while is not in them: ``halftone bench`` measures peaks.
+    What layers keep beside their tensors to run is not in them: see :func:`held`.
     """
     found = {}
     for name, module in pipe.components.items():
@@ -62,7 +64,6 @@ def component_sizes(pipe: "DiffusionPipeline", running: bool = False) -> dict[st
                 "quantized": sum(isinstance(m, QuantizedLayer) and m.scheme is not None for m in layers),
                 "bytes": sum(counted[purpose] for purpose in ("codes", "scales", "zero_points", "float")),
                 "unquantized": counted["unquantized"],
-                **({"held": held(module)} if running else {}),
             }
     return found
 
@@ -70,12 +71,16 @@ def component_sizes(pipe: "DiffusionPipeline", running: bool = False) -> dict[st
 def held(network: nn.Module) -> int:
     """Return the bytes of all memory that tensors of ``network`` and of its kernels' calls refer to, each once.
 
-    Layers that have not run yet prepare for it. Graphs of whole networks, which engines keep apart, are not counted.
+    That is what it holds between calls: layers that have not run yet prepare for it. What a call takes for a while is not in
+    it (``halftone bench`` measures peaks), nor are the graphs of engines that run whole networks.
     """
     tensors = [*network.parameters(), *network.buffers()]
-    for module in network.modules():
-        if isinstance(module, QuantizedLayer) and module.scheme is not None:
-            tensors += _tensors_in(module.prepared(), set())
+    dtype = next((each.dtype for each in network.parameters() if each.is_floating_point()), torch.float32)
+    for _, layer in quantized_layers(network):
+        call = layer.prepared()
+        if isinstance(call, HoldsFloat):
+            call.hold_float(dtype)
+        tensors += _tensors_in(call, set())
     known: dict[int, int] = {}
     for tensor in tensors:
         if tensor.is_mkldnn:  # oneDNN's own form has no storage to ask
@@ -86,18 +91,38 @@ def held(network: nn.Module) -> int:
 
 
 def _tensors_in(value: Any, seen: set[int]) -> list[torch.Tensor]:
-    """Return the tensors that a kernel's call refers to, in attributes, lists and mappings; modules stand for themselves."""
+    """Return the tensors that a kernel's call refers to: in attributes, containers, closures, and what a method belongs to."""
     if isinstance(value, torch.Tensor):
         return [value]
-    if id(value) in seen or isinstance(value, nn.Module | type | str | bytes | int | float):
+    if id(value) in seen or not _of_ours(value):
         return []
     seen.add(id(value))
-    if isinstance(value, Mapping):
-        return [tensor for each in value.values() for tensor in _tensors_in(each, seen)]
-    if isinstance(value, list | tuple | set):
-        return [tensor for each in value for tensor in _tensors_in(each, seen)]
-    names = [*getattr(value, "__dict__", {}), *getattr(type(value), "__slots__", ())]
-    return [tensor for name in names for tensor in _tensors_in(getattr(value, name, None), seen)]
+    if isinstance(value, MethodType):
+        inside: list[Any] = [value.__self__]
+    elif isinstance(value, FunctionType):
+        inside = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+    elif isinstance(value, Mapping):
+        inside = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        inside = list(value)
+    else:
+        names = [*getattr(value, "__dict__", {}), *getattr(type(value), "__slots__", ())]
+        inside = [getattr(value, name, None) for name in names]
+    return [tensor for each in inside for tensor in _tensors_in(each, seen)]
+
+
+def _of_ours(value: Any) -> bool:
+    """Return whether tensors may be found inside ``value``: a container, a function, or an object of this package."""
+    if isinstance(value, MethodType | FunctionType | Mapping | list | tuple | set):
+        return True
+    return type(value).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ def watch(network: nn.Module, trajectory: Mapping[str, Any] | None) -> None:
     Raises:
         ArtifactError: a reach of another form.
     """
-    if refuse_unfit_residuals not in network._forward_pre_hooks.values():
+    takes = "mid_block_additional_residual" in signature(type(network).forward).parameters
+    if takes and refuse_unfit_residuals not in network._forward_pre_hooks.values():
         network.register_forward_pre_hook(refuse_unfit_residuals, with_kwargs=True)
     known, path = (trajectory or {}).get("reach"), (trajectory or {}).get("network", "")
     if not isinstance(path, str) or path not in dict(network.named_modules()):

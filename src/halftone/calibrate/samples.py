@@ -41,6 +41,8 @@ def sample_leaves(
     small = _first_call(pipe, network, steps, one)
     if two is None:
         long = [leaf for leaf in pytree.tree_leaves(small) if _is_long(leaf)]
+        if not long:
+            raise CalibrationError("calibration", "inputs with an axis of samples", "numbers alone")
         # A text encoder has token ids alone.
         rows = next((leaf for leaf in long if leaf.is_floating_point()), long[0]).shape[0]
         return tuple(

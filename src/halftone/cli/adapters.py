@@ -1,6 +1,7 @@
 """LoRA adapters that the user names, loaded by diffusers and PEFT."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def _file(source: str) -> Path:
     files = sorted(path.glob(f"*{_ENDING}")) if path.is_dir() else [path]
     if len(files) != 1 or not files[0].is_file() or files[0].suffix != _ENDING:
         got = f"{len(files)} of them" if path.is_dir() else f"no {_ENDING} file" if path.exists() else "nothing there"
-        hub = not path.exists() and source.count("/") == 1
+        hub = not path.exists() and path.suffix != _ENDING and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source)
         fix = f"Ids of the hub are not taken: `hf download {source}` prints a folder." if hub else ""
         raise ConfigError(f"--lora {source}", f"a {_ENDING} file, or a folder with one", got, fix)
     return files[0]

@@ -147,7 +147,7 @@ def command(
         found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
         names = {"model": label(model), "against": label(against) if against else None}
-        record = {**found.plain(), **names, "engine": engine, "dtype": dtype, "expectations": results, "notes": notes}
+        record = {**found.plain(), **names, "engine": engine, "expectations": results, "notes": notes}
         record |= {"call": call, "prompts": len(texts or [])}
         folder = models.local_artifact(model, pipe) if keep else None
         if folder:

@@ -92,7 +92,9 @@ def _inspected(
         from json import dumps
 
         from halftone.artifact import component_sizes
+        from halftone.artifact.accounting import held
         from halftone.cli.models import local_artifact, open_model, use_engine
+        from halftone.engines import running
         from halftone.evaluate.inspection import inspect_model
         from halftone.foundation.files import write_atomically
         from halftone.models.component import component as find
@@ -101,7 +103,11 @@ def _inspected(
         part = find(pipe, component)
         use_engine(pipe, engine)
         found = inspect_model(pipe if component is None else part.owner, agreement)
-        record = {**found.plain(), "components": component_sizes(pipe, running=True)}
+        parts = component_sizes(pipe)
+        for name, each in parts.items():
+            network = pipe.components[name]
+            each["held"] = None if running(network) else held(network)  # whose graph holds weights of its own
+        record = {**found.plain(), "components": parts}
         folder = local_artifact(model, pipe) if keep and engine is None and component is None else None
         if folder:
             write_atomically(folder / RECORD, dumps(record, indent=1) + "\n")
@@ -170,14 +176,15 @@ def _components(parts: dict[str, dict[str, Any]]) -> list[str]:
             each["class"],
             f"{each['quantized']} of {each['layers']}",
             size(each["bytes"]),
-            size(each["held"]),
+            "-" if each["held"] is None else size(each["held"]),
             size(each["unquantized"]),
         ]
         for name, each in parts.items()
     ]
-    rows.append(
-        ["all", "", "", *(size(sum(each[key] for each in parts.values())) for key in ("bytes", "held", "unquantized"))]
-    )
+    sums = (sum(each[key] or 0 for each in parts.values()) for key in ("bytes", "held", "unquantized"))
+    stored, kept, before = map(size, sums)
+    unknown = any(each["held"] is None for each in parts.values())
+    rows.append(["all", "", "", stored, "-" if unknown else kept, before])
     headings = ["component", "class", "layers quantized", "stored", "in memory", "in float32"]
     return ["Components:", table(headings, rows, right=[2, 3, 4, 5])]
 

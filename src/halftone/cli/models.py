@@ -187,8 +187,9 @@ def cut_off(pipe: "DiffusionPipeline", given: list[str] | None, negative: str | 
         # Those without a limit say so with a number beyond all prompts.
         if not prompts or tokenizer is None or not isinstance(most, int) or most > 10**6:
             continue
-        # A text has at most as many tokens as bytes, and two at its ends: most need no tokenizer.
-        asked = [text for text in prompts if len(text.encode()) + 2 > most]
+        # Of ASCII a letter is a token at most: most prompts need no tokenizer. Other letters may be taken apart first.
+        room = most - tokenizer.num_special_tokens_to_add()
+        asked = [text for text in prompts if not text.isascii() or len(text) >= room]
         lengths = [len(ids) for ids in tokenizer(asked, truncation=False, verbose=False).input_ids] if asked else []
         long = [text for text, length in zip(asked, lengths, strict=True) if length > most]
         if long:

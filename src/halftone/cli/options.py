@@ -22,7 +22,8 @@ Engine = Annotated[
 Weights = Annotated[
     str,
     typer.Option(
-        help="How layers keep their codes while they run: ready (a byte each), or packed (4-bit codes in half a byte, slower)."
+        help="How layers keep their codes while they run: ready to be multiplied, or packed, in less memory and slower: 4-bit "
+        "codes in half a byte; where weights alone are quantized, codes and no float weight.",
     ),
 ]
 Dtype = Annotated[
@@ -36,7 +37,13 @@ Dtype = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]
 Prompts = Annotated[
     Path | None,
-    typer.Option("--prompts", exists=True, dir_okay=False, readable=True, help="Text file with one prompt a line."),
+    typer.Option(
+        "--prompts",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Text file with one prompt a line; to calibrate: the model's prompts.txt by default.",
+    ),
 ]
 Assignments = Annotated[
     list[str] | None,
@@ -60,7 +67,6 @@ KeepAs = Annotated[
         metavar="DTYPE", help="How activations are held from block to block: float32, or bfloat16 in half the space."
     ),
 ]
-# Bounds that no list of prompts comes near, and a file of something else does.
 _KEPT = ("float32", "bfloat16")
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -209,7 +209,7 @@ def _quantize(
 def _calibrated_on(
     pipe: "DiffusionPipeline", prompts: list[str] | None, progress: "Progress"
 ) -> dict[str, list[Any]] | None:
-    """Return the pipeline arguments with one value a trajectory: prompts, of the user's or ours, or labels."""
+    """Return the pipeline arguments with one value a trajectory: prompts (the user's, the model's or ours) or labels."""
     from halftone.calibrate.conditions import prompts_of
     from halftone.cli.models import conditions, cut_off, takes
 

@@ -71,6 +71,18 @@ class HoldsCodes(ABC):
         """Return them, uint8 ``[out, in, *kernel]``."""
 
 
+class HoldsFloat(HoldsCodes):
+    """A prepared call that computes with a float weight."""
+
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output, as :data:`Prepared`."""
+
+    @abstractmethod
+    def hold_float(self, dtype: torch.dtype) -> None:
+        """Make what calls in ``dtype`` hold between them, as the first of them would."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """What a layer computes, without its numbers.

@@ -210,7 +210,7 @@ class QuantizedLayer(SiteOwner):
         """Leave the codes to the kernel alone, if it can give them back."""
         if self.weights is not None and isinstance(self._prepared, HoldsCodes) and not self._moved:
             # One byte, seen as many: whoever looks at shape, dtype or device sees what was there.
-            hollow = torch.zeros(1, dtype=torch.uint8).expand(self.weight.shape)
+            hollow = torch.zeros(1, dtype=torch.uint8, device=self.weight.device).expand(self.weight.shape)
             self.weight, self._moved = nn.Parameter(hollow, requires_grad=False), True
 
     def _bring_back(self) -> None:

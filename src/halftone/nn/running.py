@@ -22,7 +22,8 @@ def set_weights(module: nn.Module, weights: str) -> None:
     """Say how the quantized layers of ``module`` keep their codes while they run.
 
     ``ready``: as their kernel multiplies them, a byte each. ``packed``: where a kernel can, codes of up to 4 bits in half a byte,
-    widened piece by piece each time a layer runs, in scratch of a fixed size. Either way they are held once.
+    widened piece by piece each time a layer runs, in scratch of a fixed size. Either way they are held once. Layers whose weights
+    alone are quantized hold a float weight beside packed codes, or, ``packed``, the codes alone: the weight is made at each call.
 
     Raises:
         ConfigError: neither of the two.

@@ -191,17 +191,21 @@ def _enlarged(data: dict[str, Any], how: Enlarged, where: str) -> dict[str, Any]
             raise ConfigError(where, "a step of the recipe", step, suggest(step, data["steps"]))
     steps = {name: step for name, step in data["steps"].items() if name not in how.drop}
     title = data.get("title")
-    if title and how.drop:  # whoever reads the model's card must not take it for the whole method
+    if isinstance(title, str) and how.drop:  # whoever reads the model's card must not take it for the whole method
         data = {**data, "title": f"{title}, as a large denoiser has it: without {', '.join(how.drop)}"}
     return dict(assigned({**data, "steps": steps}, how.set))
 
 
 def _in_place(data: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe's plain data with steps that ``old`` does not have before those that give what they must precede."""
-    steps = data["steps"]
-    if not isinstance(steps, dict) or not all(isinstance(step, dict) for step in steps.values()):
+    steps, before = data.get("steps"), old.get("steps")
+    if (
+        not isinstance(steps, dict)
+        or not isinstance(before, dict)
+        or not all(isinstance(s, dict) for s in steps.values())
+    ):
         return data  # building it tells what is wrong
-    methods = {name: _method(name, dict(step)) for name, step in steps.items() if name not in old["steps"]}
+    methods = {name: _method(name, dict(step)) for name, step in steps.items() if name not in before}
     if not any(method.before for method in methods.values()):
         return data
     order = list(steps)

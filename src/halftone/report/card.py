@@ -140,19 +140,32 @@ def _scheme(model: Model) -> list[str]:
 
 def _inside(pieces: Pieces) -> str:
     """Return sentences about what is quantized, or kept, inside a call: attention's operands, text tokens; "" for none."""
-    said = [mapping(read_json(file), "quantization_config") for file in sorted(pieces.folder.glob("*/config.json"))]
-    operands = [
-        spec for each in said for spec in mapping(each, "attention_operands").values() if isinstance(spec, dict)
-    ]
+    sentences = []
+    for file in sorted(pieces.folder.glob("*/config.json")):
+        said = _inside_of(mapping(read_json(file), "quantization_config"))
+        sentences += [f"- `{file.parent.name}`: {each}" for each in said]
+    return "\n".join(sentences)
+
+
+def _inside_of(said: dict[str, Any]) -> list[str]:
+    operands = [spec for spec in mapping(said, "attention_operands").values() if isinstance(spec, dict)]
     kinds = Counter(
-        ", ".join(f"{name} {mapping(spec, name).get('format')}" for name in sorted(spec)) for spec in operands
+        ", ".join(f"{name} {mapping(spec, name)['format']}" for name in sorted(spec) if "format" in mapping(spec, name))
+        for spec in operands
     )
-    sentences = [f"- {count} attentions multiply quantized operands: {kind}." for kind, count in kinds.items()]
-    for group in (group for each in said for group in mapping(each, "config_groups").values()):
+    sentences = [
+        f"{count} attention{_s(count)} with quantized operands ({kind})." for kind, count in kinds.items() if kind
+    ]
+    for group in mapping(said, "config_groups").values():
         kept, layers = mapping(group, "input_activations").get("keep"), mapping(group).get("targets")
         if kept and isinstance(layers, list):
-            sentences.append(f"- {len(layers)} layers keep what they make of the first {kept} text tokens in float.")
-    return "\n".join(sentences)
+            words = "the first text token" if kept == 1 else f"the first {kept} text tokens"
+            sentences.append(f"{words} in float, in {len(layers)} layer{_s(len(layers))}.")
+    return sentences
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 def _also(pieces: Pieces) -> str:
@@ -237,7 +250,7 @@ def _quality(pieces: Pieces) -> list[str]:
     call += f", {record['prompts']} prompts" if record.get("prompts") else ""
     words = (
         f"{how.get('samples')} samples, {how.get('scheduler')}, {how.get('steps')} steps, seed {how.get('seed')}{call}, engine "
-        f"`{record.get('engine') or 'auto'}` in {record.get('dtype', 'float32')}, against `{record.get('against')}` from the same "
+        f"`{record.get('engine') or 'auto'}` in {how.get('dtype') or 'float32'}, against `{record.get('against')}` from the same "
         "noise."
     )
     return [table(rows, {"measure": "measure", "value": "value", "range": "95 % interval, or reference"}), words]

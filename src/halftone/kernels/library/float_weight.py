@@ -1,12 +1,13 @@
-"""Weight-only layers: the weight is unpacked once, then the plain float layer runs in the input's dtype."""
+"""Weight-only layers: the plain float layer runs in the input's dtype, with the weight that the codes stand for."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from halftone.kernels.contract import AbstractKernel, Operands, Operation, Prepared
-from halftone.kernels.library.reference import dequantized_weight, float_call
+from halftone.formats import pack, unpack
+from halftone.kernels.contract import AbstractKernel, HoldsFloat, Operands, Operation, Prepared
+from halftone.kernels.library.reference import dequantized_weight, float_function
 
 
 @dataclass(frozen=True)
@@ -28,30 +29,45 @@ class FloatWeight(AbstractKernel):
         return None
 
     def prepare(self, operation: Operation, operands: Operands) -> Prepared:
-        return _Unpacked(operation, operands)
+        return _Weight(operation, operands)
 
 
-class _Unpacked:
-    """The call, with one float copy of the weight, in the dtype last asked for.
+class _Weight(HoldsFloat):
+    """The call. ``ready``: with one float copy of the weight, in the dtype last asked for. ``packed``: the float weight is made at
+    each call, and the codes are all that is held.
 
-    The codes stay to make another one: they cost a byte for each weight, a second float copy two or four.
+    The codes stay, packed, to make another one.
     """
 
     def __init__(self, operation: Operation, operands: Operands) -> None:
-        self.operation, self.operands = operation, operands
-        self.dtype: torch.dtype | None = None
-        self.call: Prepared
+        self.operation, self.numbers, self.shape = operation, operands.weight, operands.codes.shape
+        self.packed = pack(operands.codes.flatten(1), operation.weight_format.bits)
+        self.bias, self.keep = operands.bias, operands.keep
+        self.run = float_function(operation)
+        self.weight: torch.Tensor | None = None
+
+    def codes(self) -> torch.Tensor:
+        count = torch.Size(self.shape[1:]).numel()
+        return unpack(self.packed, self.operation.weight_format.bits, count).view(self.shape)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() or self.dtype is not x.dtype:
-            self._unpack(x.dtype)
-        return self.call(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if torch.compiler.is_compiling():
+            return self.run(x, self._constant(x.dtype), bias)
+        if self.keep == "packed":
+            return self.run(x, self._float(x.dtype), bias)
+        self.hold_float(x.dtype)
+        assert self.weight is not None
+        return self.run(x, self.weight, bias)
+
+    def hold_float(self, dtype: torch.dtype) -> None:
+        if self.keep == "ready" and (self.weight is None or self.weight.dtype is not dtype):
+            self.weight = self._float(dtype)
 
     # A compiler runs this while it traces: its graph takes the float weight, and does not make it at each call.
     @torch.compiler.assume_constant_result
-    def _unpack(self, dtype: torch.dtype) -> None:
-        if self.dtype is dtype:
-            return
-        bias = None if self.operands.bias is None else self.operands.bias.to(dtype)
-        weight = dequantized_weight(self.operation, self.operands).to(dtype)
-        self.call, self.dtype = float_call(self.operation, weight, bias), dtype
+    def _constant(self, dtype: torch.dtype) -> torch.Tensor:
+        return self._float(dtype)
+
+    def _float(self, dtype: torch.dtype) -> torch.Tensor:
+        return dequantized_weight(self.operation, Operands(self.codes(), self.numbers, None, None)).to(dtype)

@@ -1,5 +1,6 @@
 """The definition: fake-quantized input, dequantized weight, float32 arithmetic."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,10 +19,10 @@ def dequantized_weight(operation: Operation, operands: Operands) -> torch.Tensor
     return dequantize(operands.codes, affine, operation.weight_format)
 
 
-def float_call(operation: Operation, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared:
-    """Return the plain float layer ``x -> y`` with ``weight``."""
+def float_function(operation: Operation) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """Return the plain float layer ``(x, weight, bias) -> y``, all in the dtype of ``x``."""
     if operation.kind == "linear":
-        return lambda x: F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.linear
     # A module, because it knows every padding mode.
     conv = torch.nn.Conv2d(
         operation.in_channels,
@@ -35,7 +36,13 @@ def float_call(operation: Operation, weight: torch.Tensor, bias: torch.Tensor | 
         padding_mode=operation.padding_mode,
         device="meta",
     )
-    return lambda x: conv._conv_forward(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return conv._conv_forward
+
+
+def float_call(operation: Operation, weight: torch.Tensor, bias: torch.Tensor | None) -> Prepared:
+    """Return the plain float layer ``x -> y`` with ``weight``."""
+    run = float_function(operation)
+    return lambda x: run(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 @dataclass(frozen=True)
