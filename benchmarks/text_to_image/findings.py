@@ -32,29 +32,36 @@ def pair_of(use: str, bits: str, rows: Rows, quality: Rows) -> tuple[Row, Row] |
     return (row, reference) if row and reference else None
 
 
-def ranks(row: Row) -> np.ndarray:
-    """Return the place of the right concept among the nearest in the first network's features, from 0, ``[seeds, prompts]``."""
-    return np.array(row["metrics"]["seen"][0]["ranks"])
+def ranks(row: Row, network: int = 0) -> np.ndarray:
+    """Return the place of the right concept among the nearest in a network's features, from 0, ``[seeds, prompts]``."""
+    return np.array(row["metrics"]["seen"][network]["ranks"])
 
 
-def top1(row: Row) -> list[float]:
-    """Return the alignment of each seed, in percent, in the model's own features."""
-    return [100 * value for value in row["metrics"]["seen"][0]["alignment"]["top1_by_seed"]]
+def top1(row: Row, network: int = 0) -> list[float]:
+    """Return the alignment of each seed, in percent, in a network's features; the first are the model's own."""
+    return [100 * value for value in row["metrics"]["seen"][network]["alignment"]["top1_by_seed"]]
 
 
-def lost(row: Row, reference: Row) -> Interval:
+def networks(sections: dict[str, Rows]) -> list[str]:
+    """Return the names of the networks that looked at the pictures of every row."""
+    rows = [row for section in sections.values() for row in section.values() if "seen" in row["metrics"]]
+    found = [[seen["alignment"]["features"] for seen in row["metrics"]["seen"]] for row in rows]
+    return [name for name in (found[0] if found else []) if all(name in each for each in found)]
+
+
+def lost(row: Row, reference: Row, network: int = 0) -> Interval:
     """Return the points of top 1 that a model loses against the float model in the same use, with a 95 % interval over prompts.
 
     Pictures of one prompt are no independent ones: prompts are drawn, with all their seeds.
     """
-    mine, theirs = (ranks(each) < 1 for each in (row, reference))
+    mine, theirs = (ranks(each, network) < 1 for each in (row, reference))
     return paired_interval(100.0 * (theirs.astype(float) - mine).mean(axis=0), 0)
 
 
-def verdict(points: Interval, reference: Row, bits: str) -> str:
+def verdict(points: Interval, reference: Row, bits: str, network: int = 0) -> str:
     """Return whether the target is met, and whether that is sure; ``none`` where the float model is hardly ever right."""
     wanted = TARGETS[bits]
-    if np.mean(top1(reference)) < TELLING:
+    if np.mean(top1(reference, network)) < TELLING:
         return "none"
     if points.value <= wanted:
         return "surely met" if points.high <= wanted else "met"
@@ -90,7 +97,13 @@ def tipped(before: np.ndarray, after: np.ndarray) -> Tipped:
 def findings(sections: dict[str, Rows]) -> list[str]:
     """Return the section on targets, and on what tipped in each use."""
     quality, rows = sections.get("quality", {}), sections.get("uses", {})
-    lines = [line for bits in USED for line in _target(bits, rows, quality)]
+    looked = networks(sections)
+    lines = [
+        line
+        for number, name in enumerate(looked)
+        for bits in USED
+        for line in _target(bits, rows, quality, number, name)
+    ]
     lines += [
         line for bits in BITS for line in (_beside_linear(bits, quality), _another_picture(bits, quality)) if line
     ]
@@ -99,14 +112,14 @@ def findings(sections: dict[str, Rows]) -> list[str]:
     return ["## Findings", "", *lines, "", *_sides(rows, quality)]
 
 
-def _target(bits: str, rows: Rows, quality: Rows) -> list[str]:
+def _target(bits: str, rows: Rows, quality: Rows, network: int, name: str) -> list[str]:
     """Say in how many uses the target is met, and what happened in those where it is not; "met" is said when all are there."""
     judged = {}
     for use in USES:
         found = pair_of(use, bits, rows, quality)
         if found:
-            points = lost(*found)
-            judged[use] = verdict(points, found[1], bits), points, *found
+            points = lost(*found, network)
+            judged[use] = verdict(points, found[1], bits, network), points, *found
     told = {use: each for use, each in judged.items() if each[0] != "none"}
     if not told:
         return []
@@ -115,7 +128,7 @@ def _target(bits: str, rows: Rows, quality: Rows) -> list[str]:
     missing, untold = len(USES) - len(judged), len(judged) - len(told)
     word = "Not met" if len(met) < len(told) else "Met" if not missing else "Met so far"
     lines = [
-        f"- *Our target:* percentage points of top 1 that {bits.upper()} loses in any use: at most {TARGETS[bits]:g}. "
+        f"- *Our target:* percentage points of top 1, by {name}, that {bits.upper()} loses in any use: at most {TARGETS[bits]:g}. "
         f"***{word}:*** in {len(met)} of {len(told)} uses, surely in {sure}"
         + (f"; {untold} in which the float model itself is hardly ever right are left out" if untold else "")
         + (f"; {missing} are not measured yet" if missing else "")
@@ -124,7 +137,7 @@ def _target(bits: str, rows: Rows, quality: Rows) -> list[str]:
     for use, (said, points, row, reference) in told.items():
         if not said.endswith("met"):
             lines.append(
-                f"    - *{use}*, {said}: {_points(points)} points lost. {_why(use, bits, row, reference, rows)}"
+                f"    - *{use}*, {said}: {_points(points)} points lost. {_why(use, bits, row, reference, rows, network)}"
             )
     return lines
 
@@ -133,25 +146,25 @@ def _points(found: Interval) -> str:
     return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
-def _why(use: str, bits: str, row: Row, reference: Row, rows: Rows) -> str:
+def _why(use: str, bits: str, row: Row, reference: Row, rows: Rows, network: int) -> str:
     """Return what became of the pictures that are no longer right."""
-    change = tipped(ranks(reference), ranks(row))
+    change = tipped(ranks(reference, network), ranks(row, network))
     text = (
         f"{change.fell:.1f} % of the pictures fell out and {change.rose:.1f} % came in; of those that fell, {change.shown} % "
         "have the right concept among the nearest five."
     )
-    other = between_seeds(reference)
+    other = between_seeds(reference, network)
     if other:
         text += f" Between two noises of the float model alone it is {other.fell:.1f} % out and {other.rose:.1f} % in."
     again = of(rows, use=f"{use}, recalibrated", method=_METHOD, bits=bits)
     if again:
-        text += f" Calibrated with this sampler: {_points(lost(again, reference))} points lost."
+        text += f" Calibrated with this sampler: {_points(lost(again, reference, network))} points lost."
     return text
 
 
-def between_seeds(reference: Row) -> Tipped | None:
+def between_seeds(reference: Row, network: int = 0) -> Tipped | None:
     """Return what tips between two noises of the float model; None of one alone."""
-    own = ranks(reference)
+    own = ranks(reference, network)
     return tipped(own[0], own[1]) if len(own) > 1 else None
 
 

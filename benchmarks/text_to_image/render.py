@@ -9,7 +9,18 @@ import numpy as np
 
 from benchmarks.markdown import bench_table, interval, refreshed, table
 from benchmarks.records import rows_of
-from benchmarks.text_to_image.findings import TARGETS, TELLING, Rows, findings, lost, of, pair_of, top1, verdict
+from benchmarks.text_to_image.findings import (
+    TARGETS,
+    TELLING,
+    Rows,
+    findings,
+    lost,
+    networks,
+    of,
+    pair_of,
+    top1,
+    verdict,
+)
 from benchmarks.text_to_image.pictures import SHOWN
 from benchmarks.text_to_image.plan import BITS, FLOAT, METHODS, USED
 from benchmarks.text_to_image.readme import BLOCK, block
@@ -48,7 +59,8 @@ def page(sections: dict[str, Rows], pictures: list[str]) -> str:
         f"Model `{first['protocol']['model']['name']}`, weights {first['protocol']['model']['sha256'][:12]}. PSNR, SSIM and latent "
         "MSE are distances to the float model's pictures from the same noise, in the same use, with 95 % bootstrap intervals over "
         "pictures. *Top 1* is how often the nearest real picture is one of the concept that the prompt names, in the features of "
-        f"{' and of '.join(_networks(sections))}; ± is the standard deviation over seeds of the noise. The kernel distance is that "
+        f"{' and of '.join(networks(sections)) or 'no network'}; ± is the standard deviation over seeds of the noise. The "
+        "kernel distance is that "
         "of the first of these features to one real picture of each concept; its floor is that of one half of the real pictures "
         "to the other.",
         "",
@@ -60,12 +72,6 @@ def page(sections: dict[str, Rows], pictures: list[str]) -> str:
         if name in sections:
             lines += write(sections[name], sections.get("quality", {}))
     return "\n".join([*lines, *pictures]).rstrip() + "\n"
-
-
-def _networks(sections: dict[str, Rows]) -> list[str]:
-    rows = [row for section in sections.values() for row in section.values() if "seen" in row["metrics"]]
-    found = dict.fromkeys(seen["alignment"]["features"] for row in rows for seen in row["metrics"]["seen"])
-    return list(found) or ["no network"]
 
 
 def _conditions(sections: dict[str, Rows]) -> list[str]:
@@ -143,7 +149,14 @@ def _uses(rows: Rows, quality: Rows) -> list[str]:
     """A use beside the float model in the same use; what a model loses there is beside it, in points."""
     head = ["use", "float top 1, top 5, %"]
     for bits in USED:
-        head += [f"{bits.upper()} PSNR, dB", "SSIM", "top 1, top 5, %", "points lost", "verdict"]
+        head += [
+            f"{bits.upper()} PSNR, dB",
+            "SSIM",
+            "top 1, top 5, %",
+            "points lost",
+            "verdict",
+            "points lost, second network",
+        ]
     body: list[list[str]] = []
     for use, how in USES.items():
         reference = of(quality if use == PLAIN else rows, use=how.like or use, method=FLOAT)
@@ -151,11 +164,13 @@ def _uses(rows: Rows, quality: Rows) -> list[str]:
         for bits in USED:
             pair = pair_of(use, bits, rows, quality)
             if pair is None:
-                cells += ["-"] * 5
+                cells += ["-"] * 6
                 continue
             row, reference = pair
             points = lost(row, reference)
             cells += [*_distance(row)[:2], _both(row), interval(asdict(points), 1), verdict(points, reference, bits)]
+            several = min(len(each["metrics"]["seen"]) for each in pair) > 1
+            cells.append(interval(asdict(lost(row, reference, 1)), 1) if several else "-")
         if any(cell != "-" for cell in cells[1:]):
             body.append(cells)
     wanted = ", ".join(f"{points:g} at {bits.upper()}" for bits, points in TARGETS.items())

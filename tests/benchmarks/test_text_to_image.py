@@ -184,7 +184,10 @@ def test_a_row_that_breaks_does_not_take_the_others_along(settings: Settings, mo
 
 
 def seen(*ranks: list[int]) -> dict:
-    found = {"alignment": {"top1_by_seed": [float(np.mean(np.array(each) < 1)) for each in ranks]}, "ranks": ranks}
+    found = {
+        "alignment": {"features": "own", "top1_by_seed": [float(np.mean(np.array(each) < 1)) for each in ranks]},
+        "ranks": ranks,
+    }
     return {"metrics": {"seen": [found]}}
 
 
@@ -229,7 +232,7 @@ def test_findings_name_what_is_missed_and_how() -> None:
     }
     text = "\n".join(findings({"quality": quality, "uses": uses}))
     assert (
-        "that W8A8 loses in any use: at most 1." in text
+        "top 1, by own, that W8A8 loses in any use: at most 1." in text
         and "***Not met:*** in 2 of 3 uses, surely in 2" in text
         and "are not measured yet" in text
     )
