@@ -225,7 +225,7 @@ def _kept(row: dict[str, Any]) -> str:
 def _latency(rows: Rows, _: Rows) -> list[str]:
     lines = ["## Speed and memory", "", "Of one U-Net call; a guided picture is two rows of it.", ""]
     for row in rows.values():
-        for batch, found in row["metrics"]["bench"].items():
+        for batch, found in sorted(row["metrics"]["bench"].items(), key=lambda each: int(each[0])):
             lines += bench_table(found, batch)
     return lines
 
