@@ -137,20 +137,17 @@ def command(
             progress.say(f"note: {note}")
         other = open_model(against, device=device) if against else None
         notes = models.doubts(model, pipe, against, other) + models.cut_off(pipe, texts, negative)
-        notes += models.unlike_calibration(pipe, steps, guidance)
-        for note in notes:
+        for note in (notes := notes + models.unlike_calibration(pipe, steps, guidance)):
             progress.say(f"warning: {note}")
-        how = {"count": samples, "steps": steps, "seed": seed, "batch": batch}
         call = models.options(pipe, guidance_scale=guidance, negative_prompt=negative)
-        how |= call
+        how = {"count": samples, "steps": steps, "seed": seed, "batch": batch, **call}
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
         found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
-        names = {"model": label(model), "against": label(against) if against else None}
-        record = {**found.plain(), **names, "engine": engine, "expectations": results, "notes": notes}
-        record |= {"call": call, "prompts": len(texts or [])}
-        folder = models.local_artifact(model, pipe) if keep else None
-        if folder:
+        asked = {"model": label(model), "against": label(against) if against else None, "engine": engine}
+        asked |= {"call": call, "prompts": len(texts or [])}
+        record = {**found.plain(), **asked, "expectations": results, "notes": notes}
+        if folder := models.local_artifact(model, pipe) if keep else None:
             _keep(folder, record, drawn, paired, other, how, texts, progress)
     emit(record, json, lambda: _human(model, against, found, results, public is not None or real is not None))
     if not all(result["met"] for result in results):

@@ -32,7 +32,7 @@ def read_prompts(file: Path, option: str = "--prompts") -> list[str]:
         # Windows' editors begin UTF-8 with a mark, and without one UTF-16 may pass for text with zeros in it.
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = len(content[: error.start].decode("utf-8-sig").splitlines() or [""])
+        line = len(f"{content[: error.start].decode('utf-8-sig')}?".splitlines())
         raise ConfigError(where, "a text file in UTF-8", f"bytes of something else in line {line}", _FIX) from error
     if "\0" in text:
         raise ConfigError(where, "a text file in UTF-8", "one with zero bytes (UTF-16?)", _FIX)
