@@ -144,7 +144,11 @@ def command(
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
         found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
-        asked = {"model": label(model), "against": label(against) if against else None, "engine": engine}
+        asked: dict[str, Any] = {
+            "model": label(model),
+            "against": label(against) if against else None,
+            "engine": engine,
+        }
         asked |= {"call": call, "prompts": len(texts or [])}
         record = {**found.plain(), **asked, "expectations": results, "notes": notes}
         if folder := models.local_artifact(model, pipe) if keep else None:
