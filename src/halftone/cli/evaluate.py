@@ -144,12 +144,8 @@ def command(
         found, drawn, paired = _measure(pipe, other, how, texts, trail, progress)
         found = replace(found, public=_with_public_weights(drawn, paired, texts, public, real))
         results = _check(wanted, found)
-        asked: dict[str, Any] = {
-            "model": label(model),
-            "against": label(against) if against else None,
-            "engine": engine,
-        }
-        asked |= {"call": call, "prompts": len(texts or [])}
+        asked: dict[str, Any] = {"model": label(model), "engine": engine, "call": call, "prompts": len(texts or [])}
+        asked["against"] = label(against) if against else None
         record = {**found.plain(), **asked, "expectations": results, "notes": notes}
         if folder := models.local_artifact(model, pipe) if keep else None:
             _keep(folder, record, drawn, paired, other, how, texts, progress)
