@@ -16,7 +16,7 @@ from tests.emoji import SMALL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import halftone
-from halftone.artifact import save_pipeline
+from halftone.artifact import load_pipeline, save_pipeline
 from halftone.nn import QuantizedLayer
 from halftone.zoo import emoji_sd, emoji_tokenizer
 
@@ -87,6 +87,13 @@ def quantized_stable_diffusion(place: Path) -> Path:
     pipe.vae.decode = decode
     assert result.report["trajectory"]["calls"] == 5, "PNDM calls once more than it steps"
     return save_pipeline(pipe, place / "out")
+
+
+def load_quietly(folder: Path) -> StableDiffusionPipeline:
+    """Return the pipeline of a folder, without progress bars."""
+    loaded = load_pipeline(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
 
 
 def draw(pipe: Any, prompt: Any = "red circle", **how: Any) -> np.ndarray:

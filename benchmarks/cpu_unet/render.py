@@ -162,10 +162,7 @@ def _error(rows: Rows) -> list[str]:
         "its peak.",
         "",
     ]
-    models: dict[str, Rows] = {}
-    for row in rows.values():
-        models.setdefault(row["protocol"]["model"], {})[row["row"]["contenders"][0]] = row["metrics"]
-    for model, found in sorted(models.items()):
+    for model, found in sorted(_by_model(rows).items()):
         rival = found.get(RIVAL, {}).get("relative_mse")
         body = []
         for name in _ordered(found):
@@ -182,6 +179,16 @@ def _error(rows: Rows) -> list[str]:
     return lines
 
 
+def _by_model(rows: Rows) -> dict[str, Rows]:
+    """Return metrics by contender, of rows with one each, by model, and by size where it is a case's."""
+    found: dict[str, Rows] = {}
+    for row in rows.values():
+        case = row["row"]["case"]
+        model = f"{case['model']}, {case['pixels']} px" if case else row["protocol"]["model"]
+        found.setdefault(model, {})[row["row"]["contenders"][0]] = row["metrics"]
+    return found
+
+
 def _distance(rows: Rows) -> list[str]:
     lines = [
         "## Distance of our engines to the definition",
@@ -192,11 +199,7 @@ def _distance(rows: Rows) -> list[str]:
         "trained ones do.",
         "",
     ]
-    models: dict[str, Rows] = {}
-    for row in rows.values():
-        case = row["row"]["case"]
-        model = f"{case['model']}, {case['pixels']} px" if case else row["protocol"]["model"]
-        models.setdefault(model, {})[row["row"]["contenders"][0]] = row["metrics"]
+    models = _by_model(rows)
     names = _ordered({name for found in models.values() for name in found})
     columns = sorted(models)
     body = [[_title(name), *(_root(models[model].get(name)) for model in columns)] for name in names]

@@ -7,7 +7,14 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
-from tests.stable_diffusion import PROMPTS, draw, quantized, quantized_stable_diffusion, tiny_stable_diffusion
+from tests.stable_diffusion import (
+    PROMPTS,
+    draw,
+    load_quietly,
+    quantized,
+    quantized_stable_diffusion,
+    tiny_stable_diffusion,
+)
 
 import halftone
 from halftone.artifact import load_pipeline, save_pipeline
@@ -24,9 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pipe(folder: Path) -> StableDiffusionPipeline:
-    loaded = load_pipeline(folder)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
+    return load_quietly(folder)
 
 
 def controlnet(pipe: StableDiffusionPipeline) -> ControlNetModel:

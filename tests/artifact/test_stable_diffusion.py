@@ -28,6 +28,7 @@ from PIL import Image
 from tests.stable_diffusion import (
     PROMPTS,
     draw,
+    load_quietly,
     quantized,
     quantized_stable_diffusion,
     tiny_stable_diffusion,
@@ -54,9 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pipe(folder: Path) -> StableDiffusionPipeline:
-    loaded = load_pipeline(folder)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
+    return load_quietly(folder)
 
 
 @pytest.fixture(scope="module")
